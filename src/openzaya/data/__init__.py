@@ -1,0 +1,1 @@
+"""Training data: problems to token sequences, aggregation examples from rollouts, packing into rows."""

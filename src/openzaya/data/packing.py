@@ -1,0 +1,75 @@
+"""Whole examples packed into rows by best-fit decreasing (ZAYA1-8B report, section IV-A): nothing is ever cut."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openzaya.data.examples import Example
+
+
+def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Indices of the examples in each row; no row is longer than `capacity`.
+
+    Longest first, each into the fullest row that still has room. Raises ValueError for an example that fits no row.
+    """
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (free places, row), sorted
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        length = lengths[index]
+        if length > capacity:
+            raise ValueError(f"an example of {length} tokens does not fit a row of {capacity}")
+        place = bisect_left(room, (length, -1))
+        if place == len(room):
+            rows.append([index])
+            insort(room, (capacity - length, len(rows) - 1))
+        else:
+            free, row = room.pop(place)
+            rows[row].append(index)
+            insort(room, (free - length, row))
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of packed examples, (B, S): the input, what follows each place, and whether that is learned."""
+
+    input_ids: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    learned: NDArray[np.bool_]
+    document_ids: NDArray[np.int64] | None
+    """None where each row holds one example."""
+
+    @property
+    def learned_tokens(self) -> int:
+        return int(self.learned.sum())
+
+    @property
+    def tokens(self) -> int:
+        return self.input_ids.size
+
+
+def make_batch(rows: Sequence[Sequence[Example]]) -> Batch:
+    """Lay the examples of each row one behind the other, padded to the longest row.
+
+    Padding is a document of its own, so that nothing reads it.
+    """
+    width = max(sum(len(example) for example in row) for row in rows)
+    shape = (len(rows), width)
+    input_ids, targets = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    learned, document_ids = np.zeros(shape, dtype=np.bool_), np.full(shape, -1, dtype=np.int64)
+    for row, examples in enumerate(rows):
+        start = 0
+        for document, example in enumerate(examples):
+            end = start + len(example)
+            input_ids[row, start:end] = example.ids
+            targets[row, start : end - 1] = example.ids[1:]
+            learned[row, start : end - 1] = example.learned[1:]
+            document_ids[row, start:end] = document
+            start = end
+    single = all(len(examples) == 1 for examples in rows)
+    return Batch(input_ids, targets, learned, None if single else document_ids)

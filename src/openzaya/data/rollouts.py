@@ -1,0 +1,149 @@
+"""Rollouts of the current model as raw material for aggregation examples.
+
+A pool entry is a problem with the tails of several candidates: of round 0, or of round 1, whose candidates were
+themselves aggregations. Examples are drawn from a pool as a pure function of (seed, index).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any, Protocol
+
+from openzaya.chat import ChatTemplate, ReasoningSplitter, Tokenizer, encode_chat
+from openzaya.data.examples import Example, aggregation_example
+from openzaya.data.mixture import Mixture, draw_problem
+from openzaya.grading import extract_answer
+from openzaya.mrsa.prompts import Prompts, aggregation_messages
+from openzaya.problems import Problem, verify
+
+
+class Sampler(Protocol):
+    """What is needed of an engine: for each prompt, the token ids of `rollouts` replies."""
+
+    def __call__(
+        self, prompts: Sequence[Sequence[int]], *, rollouts: int, max_tokens: int, seed: int
+    ) -> list[list[list[int]]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PoolEntry:
+    """Tails of one problem's candidates; `index` is the problem's place in the mixture."""
+
+    index: int
+    round: int
+    tails: tuple[str, ...]
+    correct: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """How conversations become tokens: tokenizer, template and the wordings of aggregation."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    prompts: Prompts
+
+    def question(self, problem: Problem) -> list[int]:
+        return encode_chat(self.tokenizer, self.template, [{"role": "user", "content": problem.question}])
+
+    def aggregation(self, problem: Problem, tails: Sequence[str]) -> list[int]:
+        question = [{"role": "user", "content": problem.question}]
+        messages = aggregation_messages(question, tails, problem.task, self.prompts)
+        return encode_chat(self.tokenizer, self.template, messages)
+
+    def tail(self, reply_ids: Sequence[int], tau: int) -> tuple[str, str]:
+        """The last `tau` tokens of a reply's reasoning as text, and the content after it."""
+        splitter = ReasoningSplitter()
+        pieces = []
+        for token in reply_ids:
+            pieces += splitter.feed(self.tokenizer.decode([token]), token)
+        pieces += splitter.finish()
+        reasoning_ids = [token for piece in pieces if piece.kind == "reasoning" for token in piece.ids]
+        content = "".join(piece.text for piece in pieces if piece.kind == "content")
+        return self.tokenizer.decode(reasoning_ids[-tau:]), content
+
+
+def roll_out(
+    sample: Sampler,
+    mixture: Mixture,
+    speaker: Speaker,
+    indices: Sequence[int],
+    *,
+    rollouts: int,
+    tails: int,
+    tau: int,
+    beta: int,
+    second_round: int,
+    seed: int,
+    report: Callable[[str], None] = lambda line: None,
+) -> list[PoolEntry]:
+    """Sample candidates of the mixture's problems `indices`, then round-1 candidates of the first `second_round`."""
+    problems = [draw_problem(mixture, seed, index) for index in indices]
+    prompts = [speaker.question(problem) for problem in problems]
+    replies = sample(prompts, rollouts=rollouts, max_tokens=beta, seed=seed)
+    entries = [_entry(problem, index, 0, found, tau, speaker) for problem, index, found in zip(problems, indices, replies)]
+    report(f"round 0: {_share_correct(entries):.1%} of {len(entries) * rollouts} rollouts right")
+    again = [place for place in range(min(second_round, len(entries))) if len(entries[place].tails) >= tails]
+    if not again:
+        return entries
+    # Each round-1 candidate reads its own draw of tails, as in Markovian RSA.
+    random = Random(f"second round/{seed}/{indices[0]}")
+    prompts = [
+        speaker.aggregation(problems[place], random.sample(entries[place].tails, tails))
+        for place in again
+        for _candidate in range(rollouts)
+    ]
+    flat = sample(prompts, rollouts=1, max_tokens=beta, seed=seed + 1)
+    second = []
+    for position, place in enumerate(again):
+        found = [reply for replies in flat[position * rollouts : (position + 1) * rollouts] for reply in replies]
+        second.append(_entry(problems[place], indices[place], 1, found, tau, speaker))
+    report(
+        f"round 1: {_share_correct(second):.1%} right, from {_share_correct([entries[place] for place in again]):.1%} "
+        "in round 0 of the same problems"
+    )
+    return entries + second
+
+
+def draw_aggregation(
+    pool: Sequence[PoolEntry], mixture: Mixture, speaker: Speaker, *, tails: int, seed: int, index: int, problem_seed: int
+) -> Example:
+    """Aggregation example number `index` of a pool: a problem and a draw of its candidates' tails."""
+    random = Random(f"aggregation/{seed}/{index}")
+    entry = pool[random.randrange(len(pool))]
+    problem = draw_problem(mixture, problem_seed, entry.index)
+    chosen = random.sample(entry.tails, min(tails, len(entry.tails)))
+    return aggregation_example(problem, chosen, speaker.prompts, speaker.tokenizer, speaker.template)
+
+
+def _entry(
+    problem: Problem, index: int, round: int, replies: Sequence[Sequence[int]], tau: int, speaker: Speaker
+) -> PoolEntry:
+    cut = [speaker.tail(reply, tau) for reply in replies]
+    usable = [(tail, content) for tail, content in cut if tail.strip()]
+    answers = [extract_answer(content, "math") for _tail, content in usable]
+    correct = tuple(answer is not None and verify(problem, answer) for answer in answers)
+    return PoolEntry(index, round, tuple(tail for tail, _content in usable), correct)
+
+
+def _share_correct(entries: Sequence[PoolEntry]) -> float:
+    verdicts = [verdict for entry in entries for verdict in entry.correct]
+    return sum(verdicts) / max(1, len(verdicts))
+
+
+def write_pool(path: Path, entries: Sequence[PoolEntry]) -> None:
+    """Write a pool as JSON lines, whole or not at all."""
+    lines = [json.dumps([entry.index, entry.round, entry.tails, entry.correct]) for entry in entries]
+    partial = path.with_suffix(".partial")
+    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def read_pool(path: Path) -> list[PoolEntry]:
+    """Read what `write_pool` wrote."""
+    rows: list[list[Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [PoolEntry(index, round, tuple(tails), tuple(correct)) for index, round, tails, correct in rows]

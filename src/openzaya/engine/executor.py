@@ -1,0 +1,112 @@
+"""The seam between scheduling and computation: one step over many sequences, `Executor.step(StepBatch)`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openzaya.engine.paged import DecodeView, PrefillView
+from openzaya.engine.state import StatePool
+from openzaya.model.decoder import ZayaForCausalLM
+
+
+@dataclass(frozen=True, slots=True)
+class PromptChunk:
+    """The next tokens of a prompt, whose pages are reserved."""
+
+    slot: int
+    ids: Sequence[int]
+    wants_logits: bool
+    """Whether the chunk ends its prompt, so that the scores of the next token are needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """What one step computes: one more token for each decoding sequence, and chunks of prompts."""
+
+    decode_slots: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    decode_ids: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    chunks: Sequence[PromptChunk] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """Scores of the next tokens, float32: (rows, V) of the decoding rows, and (V) for each chunk that wanted them."""
+
+    decode_logits: Tensor | None
+    chunk_logits: Sequence[Tensor | None]
+
+
+class Executor(Protocol):
+    """Runs steps over the state in a pool; a step moves the lengths of its slots on."""
+
+    pool: StatePool
+
+    def step(self, batch: StepBatch) -> StepResult: ...
+
+    def replace_model(self, model: ZayaForCausalLM) -> None:
+        """Compute with the weights of `model`, of the same shape, from the next step on."""
+        ...
+
+
+class TorchExecutor:
+    """Steps through the model itself, one forward for all decoding rows and one for each group of like chunks."""
+
+    def __init__(self, model: ZayaForCausalLM, pool: StatePool) -> None:
+        self.model = model
+        self.pool = pool
+
+    def replace_model(self, model: ZayaForCausalLM) -> None:
+        self.model = model
+
+    @torch.inference_mode()
+    def step(self, batch: StepBatch) -> StepResult:
+        decode_logits = self._decode(batch.decode_slots, batch.decode_ids) if len(batch.decode_slots) else None
+        chunk_logits: list[Tensor | None] = [None] * len(batch.chunks)
+        for group in _alike(batch.chunks, self.pool.lengths):
+            for place, logits in zip(group, self._prefill([batch.chunks[place] for place in group])):
+                chunk_logits[place] = logits
+        return StepResult(decode_logits, chunk_logits)
+
+    def _decode(self, slots: np.ndarray, ids: np.ndarray) -> Tensor:
+        input_ids = torch.from_numpy(ids).to(self.pool.device)[:, None]
+        hidden_BSD = self.model.hidden(input_ids, cache=DecodeView(self.pool, slots))
+        self.pool.lengths[slots] += 1
+        return self.model.logits(hidden_BSD[:, 0])
+
+    def _prefill(self, chunks: Sequence[PromptChunk]) -> list[Tensor | None]:
+        slots = np.array([chunk.slot for chunk in chunks], dtype=np.int64)
+        counts = np.array([len(chunk.ids) for chunk in chunks], dtype=np.int64)
+        ids_BS = np.zeros((len(chunks), counts.max()), dtype=np.int64)
+        for row, chunk in enumerate(chunks):
+            ids_BS[row, : len(chunk.ids)] = chunk.ids
+        input_ids = torch.from_numpy(ids_BS).to(self.pool.device)
+        hidden_BSD = self.model.hidden(input_ids, cache=PrefillView(self.pool, slots, counts))
+        self.pool.lengths[slots] += counts
+        wanted = [row for row, chunk in enumerate(chunks) if chunk.wants_logits]
+        if not wanted:
+            return [None] * len(chunks)
+        scores = iter(self.model.logits(hidden_BSD[wanted, counts[wanted] - 1]))
+        return [next(scores) if chunk.wants_logits else None for chunk in chunks]
+
+
+def _alike(chunks: Sequence[PromptChunk], lengths: np.ndarray) -> list[list[int]]:
+    """Places of chunks to compute together: none padded to twice its length, first chunks apart from later ones.
+
+    First chunks need no earlier keys; one later chunk among them would make all of them look for some.
+    """
+    groups: list[list[int]] = []
+    for fresh in (True, False):
+        longest = 0
+        places = [place for place, chunk in enumerate(chunks) if (lengths[chunk.slot] == 0) == fresh]
+        for place in sorted(places, key=lambda place: len(chunks[place].ids), reverse=True):
+            if 2 * len(chunks[place].ids) < longest or not longest:
+                longest = len(chunks[place].ids)
+                groups.append([])
+            groups[-1].append(place)
+    return groups

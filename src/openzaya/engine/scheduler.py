@@ -1,0 +1,361 @@
+"""Which sequences compute what in the next step: continuous batching over a bounded pool of state.
+
+A prompt is computed once, in chunks, and kept as a `Prefix`; every sequence with that prompt starts as a fork of it.
+Decoding rows join and leave at any step. Where pages run out, kept prefixes go first (least recently used), then the
+youngest work is put back in the queue; it computes its tokens again later and, because chance depends only on a
+sequence's seed and place, goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openzaya.engine.executor import Executor, PromptChunk, StepBatch
+from openzaya.engine.params import SamplingParams
+from openzaya.engine.sampling import TokenLogprobs, logprobs, sample
+from openzaya.engine.state import PAGE
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+KEPT_PREFIXES = 64
+_JOBS = 64
+_IDLE_CHUNKS = 8
+"""With nothing decoding, no one waits for the step to end, so prompts get this many times their usual tokens."""
+
+
+@dataclass(slots=True, eq=False)
+class Generation:
+    """One reply being generated: its prompt, how it is sampled, and what it has so far."""
+
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    seed: int
+    limit: int
+    """Tokens after which it ends with "length"."""
+    stop_ids: frozenset[int] = frozenset()
+    keep_state: bool = False
+    """Keep the state at the end as a prefix, so that a longer prompt can go on from there."""
+    generated: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    cached_tokens: int = 0
+    """Prompt tokens that were not computed for this reply."""
+    finish_reason: FinishReason | None = None
+    number: int = -1
+    slot: int | None = None
+    key: tuple[int, ...] = ()
+    """The tokens to compute before the next one can be sampled: the prompt, after a preemption also the reply."""
+
+
+@dataclass(slots=True, eq=False)
+class Prefix:
+    """The state after some tokens, to start sequences from; with the scores of the next token where they are known."""
+
+    key: tuple[int, ...]
+    slot: int
+    logits: Tensor | None
+    reused: int
+    """Tokens that were not computed for it, because a shorter prefix had them."""
+    claimed: bool = False
+    """Whether its tokens were counted as computed for some sequence."""
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """A prompt being computed."""
+
+    key: tuple[int, ...]
+    slot: int
+    number: int
+    reused: int
+
+
+@dataclass(frozen=True, slots=True)
+class Emission:
+    """One new token of a generation, which may be its last."""
+
+    generation: Generation
+    token_id: int
+
+
+class Scheduler:
+    """Owns the waiting, the running and the kept; `step` moves all of them on by one step of the executor."""
+
+    def __init__(self, executor: Executor, *, max_batch: int = 256, prefill_chunk: int = 512) -> None:
+        """`max_batch` bounds the decoding rows, `prefill_chunk` the prompt tokens in a step in which rows decode.
+
+        The executor's pool needs `slots_for(max_batch)` slots. Raises ValueError for a bound below 1.
+        """
+        for name, value in (("max_batch", max_batch), ("prefill_chunk", prefill_chunk)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        self.executor, self.pool = executor, executor.pool
+        self.max_batch, self.prefill_chunk = max_batch, prefill_chunk
+        self.waiting: deque[Generation] = deque()
+        self.running: dict[int, Generation] = {}
+        """By number, so in the order of arrival but for preempted ones that came back."""
+        self._jobs: dict[tuple[int, ...], _Job] = {}
+        self._prefixes: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
+        self._started: list[tuple[Generation, Tensor]] = []
+        self._numbers = itertools.count()
+        self.preemptions = 0
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def submit(self, generation: Generation) -> None:
+        """Queue a generation, which must fit in the pool when it runs alone (`limit_for` sees to that)."""
+        assert len(generation.prompt) + generation.limit <= self.pool.tokens
+        generation.number = next(self._numbers)
+        generation.key = generation.prompt
+        self.waiting.append(generation)
+
+    def cancel(self, generation: Generation) -> None:
+        """End a generation now and free its state; nothing where it has ended already."""
+        if generation.finish_reason is None:
+            self.finish(generation, "cancelled")
+
+    def finish(self, generation: Generation, reason: FinishReason) -> None:
+        """End a generation between steps, for a reason that only its reader sees (a stop string, a cancel)."""
+        generation.finish_reason = reason
+        if generation.slot is not None:
+            self._leave(generation)
+            return
+        self.waiting.remove(generation)
+        if generation.key in self._jobs and all(other.key != generation.key for other in self.waiting):
+            self._drop_job(self._jobs[generation.key])
+
+    def drop_prefixes(self) -> None:
+        """Forget all kept prompts and begin those in progress again, as after a change of weights."""
+        while self._prefixes:
+            self._drop_oldest_prefix()
+        for job in list(self._jobs.values()):
+            self._drop_job(job)
+
+    # ---- one step ----
+
+    def step(self) -> list[Emission]:
+        """One token for each running generation, and a share of the waiting prompts."""
+        self._admit()
+        self._make_room()
+        running = list(self.running.values())
+        jobs = list(self._chunks_of_jobs(self.prefill_chunk * (1 if running else _IDLE_CHUNKS)))
+        result = self.executor.step(
+            StepBatch(
+                decode_slots=np.array([generation.slot for generation in running], dtype=np.int64),
+                decode_ids=np.array([generation.generated[-1] for generation in running], dtype=np.int64),
+                chunks=[chunk for _, chunk in jobs],
+            )
+        )
+        for (job, _), logits in zip(jobs, result.chunk_logits):
+            if logits is not None:
+                self._keep(Prefix(job.key, job.slot, logits, job.reused))
+                del self._jobs[job.key]
+        self._admit()
+        started, self._started = self._started, []
+        emissions = self._draw(running, result.decode_logits)
+        for generation, _ in started:
+            self.running[generation.number] = generation
+        if started:
+            emissions += self._draw(
+                [generation for generation, _ in started], torch.stack([logits for _, logits in started])
+            )
+        return emissions
+
+    def _draw(self, generations: Sequence[Generation], logits: Tensor | None) -> list[Emission]:
+        if not generations:
+            return []
+        assert logits is not None
+        params = [generation.params for generation in generations]
+        seeds = np.array([generation.seed for generation in generations], dtype=np.uint64)
+        places = np.array([len(generation.generated) for generation in generations], dtype=np.int64)
+        tokens = sample(logits, params, seeds, places)
+        self._record_logprobs(generations, logits, tokens)
+        emissions = []
+        for generation, token in zip(generations, tokens.tolist()):
+            generation.generated.append(token)
+            emissions.append(Emission(generation, token))
+            if token in generation.stop_ids:
+                generation.finish_reason = "stop"
+            elif len(generation.generated) >= generation.limit:
+                generation.finish_reason = "length"
+            if generation.finish_reason is not None:
+                self._leave(generation)
+        return emissions
+
+    def _record_logprobs(self, generations: Sequence[Generation], logits: Tensor, tokens: np.ndarray) -> None:
+        rows, counts = [], []
+        for row, generation in enumerate(generations):
+            if generation.params.logprobs is not None:
+                rows.append(row)
+                counts.append(generation.params.logprobs)
+        if rows:
+            for row, record in zip(rows, logprobs(logits[rows], tokens[rows], counts)):
+                generations[row].logprobs.append(record)
+
+    def _leave(self, generation: Generation) -> None:
+        slot = generation.slot
+        assert slot is not None
+        del self.running[generation.number]
+        generation.slot = None
+        if generation.keep_state and generation.finish_reason != "cancelled":
+            held = (generation.prompt + tuple(generation.generated))[: self.pool.lengths[slot]]
+            if held not in self._prefixes:
+                self._keep(Prefix(held, slot, None, 0, claimed=True))
+                return
+        self.pool.close(slot)
+
+    # ---- prompts ----
+
+    def _admit(self) -> None:
+        """Start what fits, in order of arrival: sequences of known prompts decode, unknown prompts are computed."""
+        queued_tokens = sum(len(job.key) - int(self.pool.lengths[job.slot]) for job in self._jobs.values())
+        for generation in list(self.waiting):
+            if len(self.running) + len(self._started) >= self.max_batch:
+                return
+            prefix = self._prefixes.get(generation.key)
+            if prefix is not None and prefix.logits is not None:
+                if not self._start(generation, prefix):
+                    return
+            elif generation.key not in self._jobs:
+                if queued_tokens >= self.prefill_chunk * _IDLE_CHUNKS or len(self._jobs) >= _JOBS:
+                    continue
+                if not self._begin_job(generation):
+                    return
+                queued_tokens += len(generation.key)
+
+    def _start(self, generation: Generation, prefix: Prefix) -> bool:
+        """Fork `prefix` for `generation`, or hand it over where memory is too short for both."""
+        self._prefixes.move_to_end(prefix.key)
+        assert prefix.logits is not None
+        slot = self.pool.fork(prefix.slot)
+        while slot is None and self._evict(keep=prefix):
+            slot = self.pool.fork(prefix.slot)
+        if slot is None and (self.running or self._started or len(self._jobs)):
+            return False
+        if slot is None:
+            del self._prefixes[prefix.key]
+            slot = prefix.slot
+        generation.slot = slot
+        if not generation.generated:
+            generation.cached_tokens = len(prefix.key) if prefix.claimed else prefix.reused
+        prefix.claimed = True
+        self.waiting.remove(generation)
+        self._started.append((generation, prefix.logits))
+        return True
+
+    def _begin_job(self, generation: Generation) -> bool:
+        """Reserve the whole prompt's pages and start to compute it, from the longest kept prefix of it."""
+        base = self._longest_prefix(generation.key)
+        slot = self._opened(base)
+        if slot is None:
+            return False
+        # Every running row may need a page soon; a prompt that took the last one would only be put back.
+        spare = len(self.running) + len(self._started)
+        while True:
+            enough = self.pool.free_pages >= self._missing_pages(slot, len(generation.key)) + spare
+            if enough and self.pool.reserve(slot, len(generation.key)):
+                break
+            if not self._evict():
+                self.pool.close(slot)
+                return False
+        reused = int(self.pool.lengths[slot])
+        self._jobs[generation.key] = _Job(generation.key, slot, generation.number, reused)
+        return True
+
+    def _opened(self, base: Prefix | None) -> int | None:
+        if base is not None:
+            self._prefixes.move_to_end(base.key)
+            slot = self.pool.fork(base.slot)
+            if slot is not None:
+                return slot
+        slot = self.pool.open()
+        while slot is None and self._evict():
+            slot = self.pool.open()
+        return slot
+
+    def _missing_pages(self, slot: int, length: int) -> int:
+        return -(-length // PAGE) - int(self.pool.page_counts[slot])
+
+    def _longest_prefix(self, key: tuple[int, ...]) -> Prefix | None:
+        candidates = (prefix for prefix in self._prefixes.values() if len(prefix.key) < len(key))
+        return max(
+            (prefix for prefix in candidates if key[: len(prefix.key)] == prefix.key),
+            key=lambda prefix: len(prefix.key),
+            default=None,
+        )
+
+    def _chunks_of_jobs(self, budget: int) -> Iterator[tuple[_Job, PromptChunk]]:
+        """Chunks for the oldest jobs first, `budget` tokens in all."""
+        for job in sorted(self._jobs.values(), key=lambda job: job.number):
+            if budget <= 0:
+                return
+            done = int(self.pool.lengths[job.slot])
+            ids = job.key[done : done + budget]
+            budget -= len(ids)
+            yield job, PromptChunk(job.slot, ids, wants_logits=done + len(ids) == len(job.key))
+
+    def _drop_job(self, job: _Job) -> None:
+        del self._jobs[job.key]
+        self.pool.close(job.slot)
+
+    # ---- memory ----
+
+    def _keep(self, prefix: Prefix) -> None:
+        replaced = self._prefixes.pop(prefix.key, None)
+        if replaced is not None:
+            self.pool.close(replaced.slot)
+        while len(self._prefixes) >= KEPT_PREFIXES:
+            self._drop_oldest_prefix()
+        self._prefixes[prefix.key] = prefix
+
+    def _drop_oldest_prefix(self) -> None:
+        _, prefix = self._prefixes.popitem(last=False)
+        self.pool.close(prefix.slot)
+
+    def _evict(self, keep: Prefix | None = None) -> bool:
+        """Forget the least recently used prefix but `keep`; False where there is none."""
+        key = next((key for key, prefix in self._prefixes.items() if prefix is not keep), None)
+        if key is None:
+            return False
+        self.pool.close(self._prefixes.pop(key).slot)
+        return True
+
+    def _make_room(self) -> None:
+        """A place for one more token in each running sequence; the youngest work gives way where there is none."""
+        for generation in sorted(self.running.values(), key=lambda generation: generation.number):
+            if generation.slot is None:
+                continue
+            while not self.pool.reserve(generation.slot, int(self.pool.lengths[generation.slot]) + 1):
+                if self._evict():
+                    continue
+                self._put_back_youngest()
+                if generation.slot is None:
+                    break
+
+    def _put_back_youngest(self) -> None:
+        youngest = max(self.running.values(), key=lambda generation: generation.number)
+        job = max(self._jobs.values(), key=lambda job: job.number, default=None)
+        if job is not None and job.number > youngest.number:
+            self._drop_job(job)
+            return
+        assert youngest.slot is not None
+        self.pool.close(youngest.slot)
+        del self.running[youngest.number]
+        youngest.slot = None
+        youngest.key = youngest.prompt + tuple(youngest.generated)
+        self.waiting.appendleft(youngest)
+        self.preemptions += 1
+
+
+def slots_for(max_batch: int) -> int:
+    """Slots that a scheduler of `max_batch` rows uses at most: rows, prompts in progress, and kept prefixes."""
+    return max_batch + _JOBS + KEPT_PREFIXES + 1

@@ -1,0 +1,1 @@
+"""What ZAYA1 is: configuration, forward, caches, checkpoints. One concept a file; see docs/model.md."""

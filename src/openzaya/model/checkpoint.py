@@ -1,0 +1,333 @@
+"""Load, save and convert checkpoints: native and legacy layout, one file or shards, safetensors only.
+
+Which tensors there are is decided by the table in `openzaya.model.names`; how bytes reach the disk, by
+`openzaya.model.storage`. Nothing here ever unpickles.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from openzaya.model.config import SkipSemantics, ZayaConfig, read_fields
+from openzaya.model.decoder import ZayaForCausalLM
+from openzaya.model.names import Layout, StoredTensor, expected_tensors, layout_of
+from openzaya.model.numerics import numerics_profile
+from openzaya.model.storage import CONFIG, Archive, Outgoing, replaced_folder, write_json, write_weights
+
+SHARD_BYTES = 5_000_000_000
+_BUNDLED = {"tiny": "zaya1-tiny"}
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model"]
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.jinja",
+    "generation_config.json",
+)
+_DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+# ---- load ----
+
+
+def load_model(
+    path_or_name: str | Path,
+    *,
+    dtype: str = "auto",
+    device: torch.device | str = "cpu",
+    numerics: str = "hf",
+    skip_semantics: SkipSemantics | None = None,
+) -> ZayaForCausalLM:
+    """The model in a local folder of either layout, of a hub id `org/name`, or `tiny`, the bundled one.
+
+    `dtype` is "auto" (what its config.json says), "float32" or "bfloat16"; balancing biases are float32 in any case.
+    `numerics` is "hf" or "report"; `skip_semantics` overrides the folder's. Each tensor is allocated once and copied
+    out of the memory map, so that nothing is held twice. Raises ValueError, in one sentence that names the file, for
+    anything amiss.
+    """
+    profile = numerics_profile(numerics)
+    folder = find_model(path_or_name)
+    archive = Archive(folder)
+    config, layout = _described(archive)
+    stored = _checked(archive, config, layout)
+    if skip_semantics is not None:
+        config = config.with_(skip_semantics=skip_semantics)
+    if dtype == "auto":
+        dtype = config.dtype
+    if dtype not in _DTYPES:
+        raise ValueError(f"{folder} cannot run in dtype {dtype!r}; give dtype 'bfloat16' or 'float32'")
+    with Unfilled(_DTYPES[dtype], _usable(device)):
+        model = ZayaForCausalLM(config.with_(dtype=dtype), profile)
+    weights = model.state_dict()
+    for tensor in stored:
+        target = weights[tensor.native] if tensor.expert is None else weights[tensor.native][tensor.expert]
+        target.copy_(archive.read(tensor.name))
+    return model.eval()
+
+
+class Unfilled(TorchFunctionMode):
+    """While active, modules are built with their memory allocated in one dtype and place, and nothing in it.
+
+    A tensor that asks for a dtype of its own gets that one. (Building on the meta device would do too, but imports
+    most of torch's compiler, which takes as long as torch itself.)
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.dtype, self.device = dtype, device
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty:
+            kwargs = {**kwargs, "dtype": kwargs.get("dtype") or self.dtype, "device": self.device}
+        elif getattr(func, "__module__", None) == torch.nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def find_model(path_or_name: str | Path) -> Path:
+    """The folder of a model, after a download where it is a hub id; raises ValueError where there is none."""
+    name = str(path_or_name)
+    if name in _BUNDLED:
+        folder = Path(str(importlib.resources.files("openzaya"))) / "bundled" / _BUNDLED[name]
+        if not folder.is_dir():
+            raise ValueError(f"the bundled model is missing from this installation ({folder}); install openzaya again")
+        return folder
+    if (folder := Path(name).expanduser()).is_dir():
+        return folder
+    if _HUB_ID.fullmatch(name) and not folder.exists():
+        return _download(name)
+    raise ValueError(f"{name!r} is no model folder; give a folder, a hub id such as Zyphra/ZAYA1-8B, or 'tiny'")
+
+
+def _download(hub_id: str) -> Path:
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=_DOWNLOADED))
+    except GatedRepoError:
+        raise ValueError(f"{hub_id} is gated; accept its terms on huggingface.co and set HF_TOKEN") from None
+    except RepositoryNotFoundError:
+        raise ValueError(
+            f"{hub_id} is neither a folder here nor a model on huggingface.co (or it is private: set HF_TOKEN)"
+        ) from None
+    except HFValidationError as error:
+        raise ValueError(f"{hub_id!r} is not a valid hub id ({error})") from None
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        raise ValueError(
+            f"{hub_id} is not a folder here and could not be downloaded from huggingface.co "
+            f"({type(error).__name__}); check the connection, or give a folder that holds the model"
+        ) from None
+
+
+def checkpoint_layout(folder: str | Path) -> Layout:
+    """The layout of the weights in `folder`, told by their names; raises ValueError where they are no ZAYA's."""
+    return _layout(Archive(folder))
+
+
+def iter_tensors(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of `folder` with its name in the file, each a view of the memory map, read when it is used."""
+    archive = Archive(folder)
+    for name in archive.names:
+        yield name, archive.read(name)
+
+
+def _layout(archive: Archive) -> Layout:
+    layout = layout_of(archive.names)
+    if layout is None:
+        example = min(archive.names, default="nothing")
+        raise ValueError(f"{archive.folder} holds no ZAYA weights, but {example}; give the folder of a ZAYA model")
+    return layout
+
+
+def _described(archive: Archive) -> tuple[ZayaConfig, Layout]:
+    """Configuration and layout, with what the weights know better: the head counts, and a dtype that is not given.
+
+    Released legacy files of one shape say 8 or 16 heads, depending on the branch that wrote them.
+    """
+    fields = read_fields(archive.folder)
+    if fields.get("quantization_config"):
+        raise ValueError(
+            f"{archive.folder} is quantised (its config.json has quantization_config); openzaya loads the plain "
+            "checkpoint and quantises that itself"
+        )
+    layout = _layout(archive)
+    try:
+        config = ZayaConfig.from_dict(fields)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{archive.folder / CONFIG} cannot be read ({type(error).__name__}: {error})") from None
+    if not (fields.get("dtype") or fields.get("torch_dtype")) and _EMBEDDING in archive.names:
+        config = config.with_(dtype=str(archive.dtype(_EMBEDDING)).removeprefix("torch."))
+    by_native = {tensor.native: tensor.name for tensor in expected_tensors(config, layout).values()}
+    attention = "model.layers.0.self_attn.qkv_proj."
+    names = [by_native[attention + part] for part in ("q_proj.weight", "k_proj.weight", "conv_qk_depthwise.bias")]
+    if not set(names) <= set(archive.names):
+        return config, layout
+    (query, *_), (key, *_), (channels, *_) = (archive.shape(name) or (0,) for name in names)
+    heads, key_heads = query // config.head_dim, key // config.head_dim
+    consistent = query + key == channels and query % config.head_dim == key % config.head_dim == 0
+    if consistent and key_heads and heads and heads % key_heads == 0:
+        config = config.with_(num_attention_heads=heads, num_key_value_heads=key_heads)
+    return config, layout
+
+
+def _checked(archive: Archive, config: ZayaConfig, layout: Layout) -> list[StoredTensor]:
+    """The tensors of `archive` in the table's order, once they are exactly the ones that `config` asks for."""
+    expected = expected_tensors(config, layout)
+    present = set(archive.names)
+    if config.tie_word_embeddings and _HEAD in present:
+        _check_tied_head(archive)
+        present.discard(_HEAD)
+    if missing := [name for name in expected if name not in present]:
+        raise ValueError(f"{archive.folder} lacks {_first(missing)}, which its config.json asks for")
+    if unknown := sorted(present - expected.keys()):
+        raise ValueError(f"{archive.file(unknown[0])} holds {_first(unknown)}, which no ZAYA of its config.json has")
+    for name, tensor in expected.items():
+        archive.dtype(name)
+        if (shape := archive.shape(name)) != tensor.shape:
+            raise ValueError(
+                f"{archive.file(name)}: {name} has the shape {list(shape)}, "
+                f"but config.json asks for {list(tensor.shape)}"
+            )
+    return list(expected.values())
+
+
+def _check_tied_head(archive: Archive) -> None:
+    """A head beside tied embeddings is ignored where it equals them.
+
+    Where it differs, transformers warns and uses both; we refuse, since the config then says the wrong thing.
+    """
+    if _EMBEDDING in archive.names and not torch.equal(archive.read(_HEAD), archive.read(_EMBEDDING)):
+        raise ValueError(
+            f"{archive.file(_HEAD)}: {_HEAD} differs from {_EMBEDDING} although config.json ties them; set "
+            "tie_word_embeddings to false there if the head is meant"
+        )
+
+
+def _first(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more tensors"
+
+
+def _usable(device: torch.device | str) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {str(device)!r} cannot be used here ({str(error).splitlines()[0]})") from None
+
+
+# ---- save and convert ----
+
+
+def save_model(
+    model: ZayaForCausalLM,
+    folder: str | Path,
+    layout: Layout = "native",
+    *,
+    max_shard_bytes: int = SHARD_BYTES,
+    dtype: str | None = None,
+) -> None:
+    """Write config.json and the weights of `model` to `folder`, whole or not at all.
+
+    `dtype` None keeps the model's own; balancing biases are float32 in any case. Other files already in `folder` stay,
+    so that a tokenizer beside the weights survives. Raises ValueError where `folder` holds something else.
+    """
+    weights = model.state_dict()
+    if weights[_EMBEDDING].is_meta:
+        raise ValueError("the model is on the meta device and has no weights to save; initialise or load it first")
+    own = weights[_EMBEDDING].dtype
+    wanted = _dtype(dtype)
+
+    def outgoing(tensor: StoredTensor) -> Outgoing:
+        whole = weights[tensor.native]
+        source = whole if tensor.expert is None else whole[tensor.expert]
+        kept = torch.float32 if tensor.float32 else wanted or source.dtype
+        return Outgoing(tensor.name, tensor.shape, kept, lambda: (source,))
+
+    tensors = [outgoing(tensor) for tensor in expected_tensors(model.config, layout).values()]
+    config = model.config.with_(dtype=str(wanted or own).removeprefix("torch."))
+    _write(Path(folder), config, layout, tensors, max_shard_bytes)
+
+
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    layout: Layout = "native",
+    dtype: str | None = None,
+    max_shard_bytes: int = SHARD_BYTES,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Rewrite the checkpoint folder `source` as `destination`, in room for one tensor at a time.
+
+    `dtype` None keeps what each tensor is stored in. Tokenizer, template and generation settings are copied along.
+    `progress` gets bytes done and bytes in all. Raises ValueError as `load_model` does, before anything is written.
+    """
+    archive = Archive(source)
+    config, stored_layout = _described(archive)
+    wanted = _dtype(dtype)
+    holders: dict[str, list[StoredTensor]] = {}  # of each tensor of the model: one, or an expert each
+    for tensor in _checked(archive, config, stored_layout):
+        holders.setdefault(tensor.native, []).append(tensor)
+
+    def pieces(tensor: StoredTensor) -> Iterable[Tensor]:
+        held = holders[tensor.native]
+        if tensor.expert is None:
+            return (archive.read(part.name) for part in held)
+        if held[0].expert is None:
+            return (archive.read(held[0].name)[tensor.expert],)
+        return (archive.read(held[tensor.expert].name),)
+
+    def outgoing(tensor: StoredTensor) -> Outgoing:
+        kept = torch.float32 if tensor.float32 else wanted or archive.dtype(holders[tensor.native][0].name)
+        return Outgoing(tensor.name, tensor.shape, kept, lambda: pieces(tensor))
+
+    if wanted is not None:
+        config = config.with_(dtype=str(wanted).removeprefix("torch."))
+    tensors = [outgoing(tensor) for tensor in expected_tensors(config, layout).values()]
+    copied = [path for pattern in _TOKENIZER_FILES for path in sorted(Path(source).glob(pattern)) if path.is_file()]
+    _write(Path(destination), config, layout, tensors, max_shard_bytes, progress, copied)
+
+
+def _write(
+    folder: Path,
+    config: ZayaConfig,
+    layout: Layout,
+    tensors: Iterable[Outgoing],
+    max_shard_bytes: int,
+    progress: Callable[[int, int], None] | None = None,
+    copied: Iterable[Path] = (),
+) -> None:
+    with replaced_folder(folder) as partial:
+        write_json(partial / CONFIG, config.to_dict() if layout == "native" else config.to_legacy_dict())
+        for path in copied:
+            shutil.copyfile(path, partial / path.name)
+        write_weights(partial, tensors, max_shard_bytes, progress)
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    if name is not None and name not in _DTYPES:
+        raise ValueError(f"dtype is {name!r}; weights are written as 'bfloat16' or 'float32'")
+    return None if name is None else _DTYPES[name]

@@ -1,0 +1,57 @@
+"""SwiGLU experts, one a token, as grouped matrix products over tokens sorted by expert.
+
+T tokens, D hidden, F expert width, E experts.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openzaya.model.config import ZayaConfig
+
+
+class Experts(nn.Module):
+    """All experts of a layer in two stacked tensors, rows of `gate_up_proj` being gate first, then up."""
+
+    def __init__(self, config: ZayaConfig) -> None:
+        super().__init__()
+        experts, width, hidden = config.num_experts, config.moe_intermediate_size, config.hidden_size
+        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * width, hidden))
+        self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
+        self.skip_is_identity = config.skip_semantics == "identity"
+
+    def forward(self, x_TD: Tensor, chosen_T: Tensor, weight_T: Tensor) -> Tensor:
+        """Output of each token's expert times its weight; class E (skip) gives 0, or the weighted input itself."""
+        experts = self.gate_up_proj.shape[0]
+        skipped_T = chosen_T == experts
+        # Skipped tokens ride along with the last expert at weight 0, so that no shape depends on the routing.
+        order_T = torch.argsort(chosen_T, stable=True)
+        tokens_E = torch.bincount(chosen_T.clamp_max(experts - 1), minlength=experts)
+        gate, up = grouped_linear(x_TD[order_T], self.gate_up_proj, tokens_E).chunk(2, dim=-1)
+        sorted_TD = grouped_linear(F.silu(gate) * up, self.down_proj, tokens_E)
+        output_TD = torch.empty_like(sorted_TD).index_copy(0, order_T, sorted_TD)
+        output_TD = output_TD * weight_T.masked_fill(skipped_T, 0)[:, None]
+        if self.skip_is_identity:
+            output_TD = output_TD + x_TD * (weight_T * skipped_T)[:, None]
+        return output_TD
+
+
+def grouped_linear(x_TD: Tensor, weight_EFD: Tensor, tokens_E: Tensor) -> Tensor:
+    """`x` times the transposed weight of its group, for `x` sorted by group with `tokens_E` rows in each."""
+    if torch.is_autocast_enabled(x_TD.device.type):
+        dtype = torch.get_autocast_dtype(x_TD.device.type)
+        x_TD, weight_EFD = x_TD.to(dtype), weight_EFD.to(dtype)
+    if _has_grouped_product(x_TD, weight_EFD):
+        ends_E = tokens_E.cumsum(0).to(torch.int32)
+        return F.grouped_mm(x_TD, weight_EFD.transpose(1, 2), offs=ends_E)
+    rows = x_TD.split(tokens_E.tolist())
+    return torch.cat([F.linear(row, weight) for row, weight in zip(rows, weight_EFD.unbind())])
+
+
+def _has_grouped_product(x: Tensor, weight: Tensor) -> bool:
+    """torch's grouped product wants 16-byte rows, at least one row, and on a GPU bfloat16."""
+    dtypes = (torch.bfloat16, torch.float32) if x.device.type == "cpu" else (torch.bfloat16,)
+    aligned = all(size * x.element_size() % 16 == 0 for size in weight.shape[1:])
+    return hasattr(F, "grouped_mm") and x.dtype in dtypes and aligned and x.shape[0] > 0

@@ -1,0 +1,110 @@
+"""From a place in the run to the request that is sent for it: which tails, which prompt, which sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from openzaya.backends.protocol import ChatParams, Message
+from openzaya.mrsa.candidate import Candidate
+from openzaya.mrsa.config import MrsaConfig
+from openzaya.mrsa.context import FinalRequest, Room
+from openzaya.mrsa.controls import Controls
+from openzaya.mrsa.draws import derive_seed, draw_tails
+from openzaya.mrsa.journal import Header, hash_of
+from openzaya.mrsa.prompts import Prompts, Task, aggregation_messages
+from openzaya.mrsa.rollout import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is to be answered, and how: everything that decides the requests of a run."""
+
+    messages: Sequence[Message]
+    config: MrsaConfig
+    task: Task
+    prompts: Prompts
+    final: FinalRequest
+    controls: Controls
+    room: Room
+
+    @property
+    def final_round(self) -> int:
+        """The number under which the final call is kept: the one after the last round."""
+        return self.config.rounds + 1
+
+    def width(self, round: int) -> int:
+        """Rollouts of this round."""
+        return 1 if round == self.final_round else self.config.width(round)
+
+    def tails_are_read(self, round: int) -> bool:
+        """Whether a later round, or a final call, may read the tails of this one."""
+        may_end_in_final = self.config.select in ("auto", "final") or self.final.forces_final
+        return round < self.config.rounds or (round == self.config.rounds and may_end_in_final)
+
+    def places(self, round: int, index: int, previous: Sequence[Candidate]) -> tuple[int, ...]:
+        """Whose tails candidate `index` of a round reads. One that has none to read starts from the question again."""
+        usable = [candidate.index for candidate in previous if candidate.readable]
+        if self.config.tails == 1 and round < self.final_round:
+            return (index,) if index in usable else ()
+        return draw_tails(usable, self.config.tails, self.config.seed, round, index)
+
+    def plan(self, round: int, index: int, previous: Sequence[Candidate]) -> Plan:
+        """The rollout of one place, given all candidates of the round before."""
+        places = self.places(round, index, previous)
+        messages = aggregation_messages(self.messages, self.controls.shown(previous, places), self.task, self.prompts)
+        seed = derive_seed(self.config.seed, round, index)
+        limit = self.room.clip(self.config.limit(round), self._tail_tokens(previous, places))
+        params = ChatParams(max_tokens=limit, seed=seed, **self._sampling(round))
+        return Plan(round, index, seed, places, messages, params)
+
+    def _tail_tokens(self, previous: Sequence[Candidate], places: Sequence[int]) -> list[int]:
+        if self.controls.tail_source != "own":
+            return [self.config.tau] * len(places)
+        tails = [previous[place].tail for place in places]
+        return [tail.tokens for tail in tails if tail is not None]
+
+    def _sampling(self, round: int) -> Mapping[str, Any]:
+        config = self.config
+        common: dict[str, Any] = {
+            "enable_thinking": config.enable_thinking,
+            "force_answer": config.force_answer if round >= config.rounds else 0,
+        }
+        if round < self.final_round:
+            return common | {
+                "temperature": config.temperature,
+                "top_p": config.top_p,
+                "top_k": config.top_k,
+                "min_p": config.min_p,
+            }
+        return common | {
+            "temperature": config.final_temperature,
+            "top_p": config.final_top_p,
+            "top_k": config.final_top_k,
+            "min_p": config.final_min_p,
+            "stop": self.final.stop,
+            "tools": self.final.tools,
+            "tool_choice": self.final.tool_choice,
+            "response_format": self.final.response_format,
+            "extra": self.final.extra,
+        }
+
+    def header(self, model: str | None) -> Header:
+        """The first entry of this run's journal."""
+        shaping = {
+            "prompts": self.prompts.digest,
+            "tail_source": self.controls.tail_source,
+            "foreign_tails": hash_of(self.controls.foreign_tails) if self.controls.foreign_tails else None,
+            "final": hash_of(asdict(self.final)),
+            "forces_final": self.final.forces_final,
+        }
+        return Header(
+            question_hash=hash_of(list(self.messages)),
+            config_hash=hash_of([self.config.digest, shaping]),
+            model=model,
+            messages=list(self.messages),
+            config=self.config.model_dump(),
+            task=self.task,
+            controls=shaping,
+        )

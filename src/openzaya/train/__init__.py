@@ -1,0 +1,1 @@
+"""Training a ZAYA from random weights on one machine."""

@@ -1,0 +1,80 @@
+"""What a step reads: a pure function of (seed, phase, step) and, for aggregation, of the pool in force."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from openzaya.data.examples import Example, plain_example
+from openzaya.data.mixture import Mixture, draw_problem
+from openzaya.data.packing import Batch, best_fit_decreasing, make_batch
+from openzaya.data.rollouts import PoolEntry, Speaker, draw_aggregation
+from openzaya.train.config import PhaseRecipe
+
+MICROBATCH_TOKENS = 8192
+"""Tokens of one forward and backward: enough to keep two to eight cores busy, few enough to stay in cache."""
+
+_INDICES_A_STEP = 4096
+"""Problem numbers set aside for each step, more than any step draws, so that steps never share a problem."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSource:
+    """Draws the batches of one phase."""
+
+    mixture: Mixture
+    speaker: Speaker
+    phase: PhaseRecipe
+    seed: int
+
+    def batches(self, step: int, pool: Sequence[PoolEntry]) -> list[Batch]:
+        """The microbatches of a step: packed rows of plain problems, then rows of one aggregation example each."""
+        aggregation = self.phase.aggregation
+        share = aggregation.share if aggregation and pool else 0.0
+        plain = list(self._plain(step, int(self.phase.batch_tokens * (1 - share))))
+        return plain + list(self._aggregations(step, int(self.phase.batch_tokens * share), pool))
+
+    def _plain(self, step: int, tokens: int) -> Iterator[Batch]:
+        row, wanted = self.phase.row, max(1, tokens // self.phase.row)
+        examples: list[Example] = []
+        index, total = step * _INDICES_A_STEP, 0
+        # A little more than fits, so that best-fit packing has small pieces left to fill its rows with.
+        while total < wanted * row * 1.02:
+            problem = draw_problem(self.mixture, self.seed, index)
+            index += 1
+            example = plain_example(problem, self.speaker.tokenizer, self.speaker.template)
+            if len(example) <= row:
+                examples.append(example)
+                total += len(example)
+        packed = best_fit_decreasing([len(example) for example in examples], row)
+        packed.sort(key=lambda places: -sum(len(examples[place]) for place in places))
+        rows = [[examples[place] for place in places] for places in packed[:wanted]]
+        a_batch = max(1, MICROBATCH_TOKENS // row)
+        for start in range(0, len(rows), a_batch):
+            yield make_batch(rows[start : start + a_batch])
+
+    def _aggregations(self, step: int, tokens: int, pool: Sequence[PoolEntry]) -> Iterator[Batch]:
+        aggregation = self.phase.aggregation
+        if aggregation is None or tokens < 1:
+            return
+        examples: list[Example] = []
+        while sum(len(example) for example in examples) < tokens:
+            examples.append(
+                draw_aggregation(
+                    pool,
+                    self.mixture,
+                    self.speaker,
+                    tails=aggregation.tails,
+                    seed=self.seed,
+                    index=step * _INDICES_A_STEP + len(examples),
+                    problem_seed=self.seed,
+                )
+            )
+        examples.sort(key=len)
+        batch: list[list[Example]] = []
+        for example in examples:
+            if batch and (len(batch) + 1) * len(example) > MICROBATCH_TOKENS:
+                yield make_batch(batch)
+                batch = []
+            batch.append([example])
+        yield make_batch(batch)

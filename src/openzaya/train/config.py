@@ -1,0 +1,137 @@
+"""The recipe of a training run, read from TOML; unknown keys are refused."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from openzaya.data.mixture import FamilyShare, check_mixture
+from openzaya.model.config import NAMED_SHAPES, ZayaConfig
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TokenizerRecipe(_Section):
+    """A tokenizer trained on problems of the mixture."""
+
+    vocab_size: Positive = 768
+    documents: Positive = 20_000
+    """Problems that it is trained on."""
+
+
+class ModelRecipe(_Section):
+    """A named shape with fields changed."""
+
+    shape: str = "tiny"
+    changes: dict[str, Any] = Field(default_factory=dict)
+
+    def build(self, **more: Any) -> ZayaConfig:
+        if self.shape not in NAMED_SHAPES:
+            raise ValueError(f"the shape {self.shape!r} is unknown; there are {', '.join(NAMED_SHAPES)}")
+        return NAMED_SHAPES[self.shape].with_(**self.changes, **more)
+
+
+class OptimizerRecipe(_Section):
+    """Muon on matrices, AdamW on the rest, AdamW on the balancing biases. Rates are those of the plateau."""
+
+    muon_rate: float = 0.006
+    adamw_rate: float = 0.006
+    balancing_rate: float = 0.002
+    momentum: Fraction = 0.95
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    """Largest gradient norm over all parameters."""
+
+
+class AggregationRecipe(_Section):
+    """Aggregation examples: question and tails of the model's own current rollouts, to a worked solution."""
+
+    share: Fraction = 0.5
+    """Of the tokens of a step; the rest stay plain problems, and more than half of the learned tokens with them."""
+    tails: Positive = 4
+    tau: Positive = 128
+    """Tokens of a tail."""
+    beta: Positive = 256
+    """Token limit of a rollout."""
+    refreshes: Positive = 4
+    """How often in the phase new problems are drawn and rolled out with the weights of that moment."""
+    problems: Positive = 800
+    """Problems of one refresh."""
+    rollouts: Positive = 6
+    """Rollouts of each problem in round 0."""
+    second_round: Fraction = 0.35
+    """Share of the problems whose tails come from round 1 (aggregations themselves), once the model has learned some."""
+
+
+class PhaseRecipe(_Section):
+    """A stretch of training."""
+
+    name: str
+    start: str = "scratch"
+    """The phase whose end this one continues from, or "scratch"."""
+    tokens: Positive
+    """Tokens read, prompts and padding included."""
+    batch_tokens: Positive = 16_384
+    row: Positive = 256
+    """Length of a row of packed plain problems."""
+    warmup: Fraction = 0.0
+    """Share of the phase over which the rates rise from zero."""
+    decay: Fraction = 0.0
+    """Share of the phase, at its end, over which the rates fall linearly to `floor`."""
+    floor: Fraction = 0.05
+    peak: Fraction = 1.0
+    """Rates of this phase as a share of the optimizer's."""
+    aggregation: AggregationRecipe | None = None
+
+
+class TrainConfig(_Section):
+    """A whole run: every phase writes its checkpoint in the native layout to `<out>/<phase>`."""
+
+    seed: int = 0
+    threads: int | None = None
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of forward and backward; the master weights are float32."""
+    tokenizer: TokenizerRecipe = TokenizerRecipe()
+    model: ModelRecipe = ModelRecipe()
+    mixture: dict[str, FamilyShare]
+    optimizer: OptimizerRecipe = OptimizerRecipe()
+    phases: Annotated[list[PhaseRecipe], Field(min_length=1)]
+    save_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """Longest work that a kill can lose."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        check_mixture(self.mixture)
+        earlier: set[str] = set()
+        for phase in self.phases:
+            if phase.name in earlier or phase.name == "scratch":
+                raise ValueError(f"the phase name {phase.name!r} is taken; give each phase a name of its own")
+            if phase.start not in earlier | {"scratch"}:
+                raise ValueError(f"the phase {phase.name!r} starts from {phase.start!r}, which no earlier phase is")
+            earlier.add(phase.name)
+        return self
+
+
+def read_train_config(path: str | Path) -> TrainConfig:
+    """Read a recipe; raises ValueError naming the file, the key and what is wrong with it."""
+    try:
+        fields = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not valid TOML ({error})") from None
+    try:
+        return TrainConfig(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{path}: {where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}") from None
