@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from openzaya.backends.protocol import Backend, Message
-from openzaya.mrsa.config import ConfigError, preset
+from openzaya.mrsa.config import ConfigError, MrsaConfig, preset
 from openzaya.mrsa.events import OnEvent
 from openzaya.mrsa.journal import JournalError, JournalSink, JsonLinesSink
 from openzaya.mrsa.prompts import Prompts, load_prompts
@@ -48,9 +48,9 @@ async def asolve(
 ) -> Solution:
     """Solve one problem, or reply to one conversation, under Markovian RSA.
 
-    Tokens come from `model` (the bundled `tiny`, a folder or a hub id) in this process, or from `backend`: the base URLs
-    of OpenAI-compatible servers, or a `Backend` of your own, which stays open. `journal` is a new file to keep the run
-    in, `resume` the file of a run to go on with. `overrides` are settings of `MrsaConfig`; None leaves the preset's.
+    Tokens come from `model` (the bundled `tiny`, a folder or a hub id) in this process, or from `backend`: the base
+    URLs of OpenAI-compatible servers, or a `Backend` of your own, which stays open. `journal` is a new file to keep the
+    run in, `resume` the file of a run to go on with. `overrides` are settings of `MrsaConfig`; None keeps the preset's.
 
     Raises ConfigError, PromptError, JournalError or ValueError for bad input, BackendError where the source cannot be
     reached, and MrsaError where too many rollouts fail. A budget or a deadline is no error: see `finish_reason`.
@@ -78,7 +78,7 @@ def auto_preset(source: Backend, model: str | Path = BUNDLED_MODEL) -> str:
     return "local" if str(getattr(source, "device", "cpu")).startswith("cpu") else "default"
 
 
-def _configure(name: str, source: Backend, model: str | Path, seed: int, overrides: dict[str, Any]) -> Any:
+def _configure(name: str, source: Backend, model: str | Path, seed: int, overrides: dict[str, Any]) -> MrsaConfig:
     return preset(auto_preset(source, model) if name == "auto" else name, seed=seed, **overrides)
 
 
@@ -91,7 +91,7 @@ def _check_preset(name: str, seed: int, overrides: dict[str, Any]) -> None:
 def _sink(journal: str | Path | None, resume: str | Path | None) -> JournalSink | None:
     if journal is not None and resume is not None and Path(journal) != Path(resume):
         raise ConfigError(
-            "journal and resume name different files; resume goes on in the file it reads, so give only that"
+            f"journal is {journal} and resume is {resume}; a run goes on in the file it resumes, so give one"
         )
     if resume is not None:
         if not Path(resume).is_file():

@@ -141,6 +141,20 @@ def test_another_server_takes_over_at_once_from_one_that_is_down() -> None:
         assert len(server.requests) == 6
 
 
+def test_discovery_does_not_wait_for_a_server_that_is_down_while_another_answers() -> None:
+    with FakeServer(ANSWER, models=("zaya",)) as server:
+        urls = [f"http://127.0.0.1:{closed_port()}/v1", server.url]
+        start = time.monotonic()
+        known = run_with(urls, lambda backend: backend.discover(), model=None, backoff=20.0)
+        assert time.monotonic() - start < 5
+    assert known.model == "zaya"
+
+
+def test_discovery_of_nothing_but_dead_servers_is_an_error() -> None:
+    with pytest.raises(BackendError, match="is the server running there"):
+        run_with([f"http://127.0.0.1:{closed_port()}/v1"], lambda backend: backend.discover(), retries=1)
+
+
 def test_load_is_spread_over_servers_and_concurrency_is_bounded() -> None:
     slow = Reply(content="4", delay=0.02)
     with FakeServer(slow) as a, FakeServer(slow) as b:
@@ -262,7 +276,7 @@ def test_certificates_are_verified_and_a_bad_one_is_not_tried_again() -> None:
 
     with pytest.raises(BackendError, match="certificate that cannot be verified"):
         run_with(["https://host/v1"], ask_once, transport=httpx.MockTransport(refuse))
-    assert tries == ["https://host/v1/models"]
+    assert tries == ["https://host/v1/models", "https://host/v1/chat/completions"]
 
 
 def test_a_line_without_end_is_refused_before_it_fills_the_memory() -> None:

@@ -150,6 +150,14 @@ def test_nothing_to_continue_is_refused(messages: list[dict[str, Any]]) -> None:
         ChatTemplate.built_in().render(messages, continue_final_message=True)
 
 
+def test_a_template_that_leaves_the_final_message_out_cannot_continue_it() -> None:
+    first_only = ChatTemplate("{{ messages[0].content }}")
+    with pytest.raises(ValueError, match="does not write the content of the final message"):
+        first_only.render(
+            [{"role": "user", "content": "\ue000"}, {"role": "assistant", "content": "x"}], continue_final_message=True
+        )
+
+
 def test_the_folder_decides_which_template_is_used(tokenizer_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tokenizer_folder, folder)

@@ -115,6 +115,7 @@ def test_text_is_given_out_as_soon_as_it_cannot_be_a_tag() -> None:
         ("<|im_start|>assistant\n<think>", "\nR\n</think>\n\nA", "R", "A"),
         ("<|im_start|>assistant\n<think>\n", "\nR</think>A", "\nR", "A"),
         ("<|im_start|>assistant\n<think>\nso far\n", "</think>\n\nA", "", "A"),
+        ("<|im_start|>assistant\nWell,", " <think>R</think>A", "R", " A"),
         ("<|im_start|>assistant\n<think>\n</think>\n\n", "\nA<think>", "", "\nA<think>"),
         ("<|im_start|>user\nwhat is <think>?<|im_end|>\n<|im_start|>assistant\n", "A", "", "A"),
         ("Another template: <think>\n", "R</think>A", "R", "A"),
@@ -189,6 +190,14 @@ def test_tag_tokens_decoded_to_nothing_still_switch(tokenizer: Tokenizer) -> Non
     fed = [("", 5), ("\n", 20), ("R", 21), ("", 6), ("A", 22)]
     pieces = [piece for text, index in fed for piece in splitter.feed(text, index)] + splitter.finish()
     assert pieces == [Piece("reasoning", "R", (21,)), Piece("content", "A", (22,))]
+
+
+def test_a_token_that_holds_text_and_a_dropped_line_break_is_reported_with_its_text() -> None:
+    splitter = ReasoningSplitter(open_id=5, close_id=6)
+    fed = [("<think>", 5), ("\n\n", 20), ("R.\n", 21), ("</think>", 6), ("\n\n", 20), ("A", 22)]
+    pieces = [piece for text, index in fed for piece in splitter.feed(text, index)] + splitter.finish()
+    assert (_text(pieces, "reasoning"), _ids(pieces, "reasoning")) == ("\nR.", [20, 21])
+    assert (_text(pieces, "content"), _ids(pieces, "content")) == ("A", [22])
 
 
 def test_one_tag_id_without_the_other_is_refused() -> None:

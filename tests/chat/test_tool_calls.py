@@ -196,8 +196,9 @@ def test_arguments_are_typed_by_their_schema(parameter: str, text: str, value: A
 
 
 def test_a_schema_that_refers_to_itself_ends() -> None:
-    schema = {"$ref": "#", "anyOf": [{"$ref": "#"}]}
+    schema = {"$ref": "#", "anyOf": [{"$ref": "#"}, {"$ref": "#/$defs/missing"}] * 1000, "oneOf": [{"type": "integer"}]}
     assert typed_value("x", schema) == "x"
+    assert typed_value("7", schema) == 7
 
 
 def test_a_call_on_one_line_is_a_call() -> None:
@@ -209,6 +210,7 @@ def test_the_line_break_before_a_call_and_blanks_after_it_belong_to_the_form() -
     assert _in_chunks(f"Look:\n\n{CALL}\n\n", []) == ["Look:\n", ToolCall(0, "search", '{"query": "zaya"}')]
     pieces = _in_chunks(f"{CALL}\n \n{CALL}\nwell", [])
     assert [piece if isinstance(piece, str) else piece.index for piece in pieces] == [0, 1, "\nwell"]
+    assert _in_chunks(f"{CALL}\nwell\n ", list(range(200)))[1:] == ["\nwell\n "]
 
 
 @pytest.mark.parametrize(

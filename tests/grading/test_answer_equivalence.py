@@ -216,10 +216,10 @@ def test_keys_read_well(answer: str, key: str) -> None:
      "9" * 900 + "^999", "1.5*10^{99999}", "\\frac{1}{10^{99999}}", "0^0", "0^{-1}", "1/0", "\\frac{1}{0}"],
 )  # fmt: skip
 def test_huge_or_impossible_values_are_never_computed(answer: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     assert equivalent(answer, answer)
     assert not equivalent(answer, "1")
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
 
 
 @pytest.mark.parametrize(
@@ -229,9 +229,9 @@ def test_huge_or_impossible_values_are_never_computed(answer: str) -> None:
 @pytest.mark.parametrize("length", [3_900, 1_000_000])
 def test_very_long_answers_are_compared_in_linear_time(piece: str, length: int) -> None:
     answer = piece * (length // len(piece))
-    started = time.perf_counter()
+    started = time.process_time()
     equivalent(answer, answer + "1")
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 ALPHABET = st.sampled_from(

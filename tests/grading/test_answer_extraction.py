@@ -168,9 +168,9 @@ def test_an_unknown_task_is_refused_by_name() -> None:
 @pytest.mark.parametrize("task", ["auto", "choice"])
 def test_a_million_characters_take_linear_time(piece: str, task: str) -> None:
     text = piece * (1_000_000 // len(piece))
-    started = time.perf_counter()
+    started = time.process_time()
     extract_answer(text, task)
-    assert time.perf_counter() - started < 4
+    assert time.process_time() - started < 4
 
 
 @given(

@@ -176,7 +176,7 @@ def test_a_folder_converts_onto_itself(model, tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to see memory")
 def test_loading_allocates_the_weights_once(draw_config, draw_model, tmp_path):
-    config = draw_config(1, num_hidden_layers=2, hidden_size=256, moe_intermediate_size=1024, num_experts=24)
+    config = draw_config(1, num_hidden_layers=2, hidden_size=256, moe_intermediate_size=1024, num_experts=12)
     save_model(draw_model(config), tmp_path / "m")
     size = (tmp_path / "m" / SINGLE).stat().st_size
     peak, stop = _anonymous(), threading.Event()
@@ -186,7 +186,7 @@ def test_loading_allocates_the_weights_once(draw_config, draw_model, tmp_path):
         nonlocal peak
         while not stop.is_set():
             peak = max(peak, _anonymous())
-            time.sleep(0.0005)
+            time.sleep(0.001)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -195,7 +195,7 @@ def test_loading_allocates_the_weights_once(draw_config, draw_model, tmp_path):
     finally:
         stop.set()
         watcher.join()
-    assert size > 150e6
+    assert size > 75e6
     assert 0.9 * size < max(peak, _anonymous()) - before < 1.2 * size
     del model
 
@@ -502,10 +502,8 @@ def test_wrong_layouts_and_dtypes_are_refused_before_anything_is_written(model, 
         save_model(model, tmp_path / "m", "gguf")
     with pytest.raises(ValueError, match="dtype is 'int8'"):
         save_model(model, tmp_path / "m", dtype="int8")
-    with torch.device("meta"):
-        empty = ZayaForCausalLM(model.config)
     with pytest.raises(ValueError, match="the model is on the meta device"):
-        save_model(empty, tmp_path / "m")
+        save_model(model.to("meta"), tmp_path / "m")
     assert list(tmp_path.iterdir()) == []
 
 

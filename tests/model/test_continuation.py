@@ -11,7 +11,7 @@ from torch import Tensor
 from openzaya.model.cache import DecodeCache
 from openzaya.model.decoder import ZayaForCausalLM
 
-LENGTH = 7
+LENGTH = 6
 TOLERANCE = 2e-6
 
 # The first has no history at all, the last one longer than most chunks; the last two have sliding layers.
@@ -95,7 +95,7 @@ def test_right_padding_changes_nothing_at_the_real_tokens(model, relative_error)
     assert relative_error(padded[1:, :4], full(model, ids[1:, :4])) <= TOLERANCE
 
 
-@pytest.mark.parametrize("lengths", [[3, 4], [1, 1, 5], [1] * 7, [6, 1]], ids=str)
+@pytest.mark.parametrize("lengths", [[3, 3], [1, 1, 4], [1] * 6, [5, 1]], ids=str)
 def test_packed_documents_are_computed_as_if_each_were_alone(model, lengths, relative_error):
     ids = tokens(model)
     # Ids need not rise, and the same id may come back after another document.
@@ -110,11 +110,11 @@ def test_packed_documents_are_computed_as_if_each_were_alone(model, lengths, rel
 
 def test_rows_of_a_batch_may_be_packed_differently(model, relative_error):
     ids = tokens(model)
-    marks = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [3, 3, 3, 3, 3, 3, 4]])
+    marks = torch.tensor([[0, 0, 0, 1, 1, 1], [3, 3, 3, 3, 3, 4]])
     packed = full(model, ids, document_ids=marks)
     assert relative_error(packed[:1, 3:], full(model, ids[:1, 3:])) <= TOLERANCE
-    assert relative_error(packed[1:, 6:], full(model, ids[1:, 6:])) <= TOLERANCE
-    assert relative_error(packed[1:, :6], full(model, ids[1:, :6])) <= TOLERANCE
+    assert relative_error(packed[1:, 5:], full(model, ids[1:, 5:])) <= TOLERANCE
+    assert relative_error(packed[1:, :5], full(model, ids[1:, :5])) <= TOLERANCE
 
 
 # ---- the cache's own operations ----
@@ -180,5 +180,5 @@ def test_a_cache_refuses_a_second_description_of_the_placement(model, name):
 
 @pytest.mark.parametrize("name", ["attention_mask", "document_ids"])
 def test_a_mask_of_another_shape_than_the_tokens_is_refused(model, name):
-    with pytest.raises(ValueError, match=rf"{name} has shape \(2, 6\) but input_ids has \(2, 7\)"):
-        model(tokens(model), **{name: torch.ones(2, 6, dtype=torch.long)})
+    with pytest.raises(ValueError, match=rf"{name} has shape \(2, 5\) but input_ids has \(2, 6\)"):
+        model(tokens(model), **{name: torch.ones(2, 5, dtype=torch.long)})

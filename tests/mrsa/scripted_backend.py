@@ -49,7 +49,7 @@ Writer = Callable[[Sequence[Message], ChatParams], Script]
 
 @dataclass
 class ScriptedBackend:
-    """`write` decides each reply from the request; `ids`, `tokenize`, `usage` and `tokens` are what the source offers."""
+    """`write` decides each reply from the request; `ids`, `tokenize`, `usage` and `tokens` are what it offers."""
 
     write: Writer
     ids: bool = True

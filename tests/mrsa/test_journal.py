@@ -149,7 +149,7 @@ def test_a_journal_of_another_question_other_settings_or_another_model_is_refuse
     path = tmp_path / "run.jsonl"
     solve(ScriptedBackend(always(Script(content="\\boxed{1}"))), path)
     backend = ScriptedBackend(always(Script(content="\\boxed{1}")))
-    with pytest.raises(JournalError, match="run.jsonl answers another question"):
+    with pytest.raises(JournalError, match=r"run\.jsonl answers another question"):
         solve(backend, path, problem="Compute 1 + 1.")
     with pytest.raises(JournalError, match=r"other settings \(tau\)"):
         solve(backend, path, settings(tau=10, deadline=9.0))

@@ -73,7 +73,7 @@ def test_a_bad_value_is_named_in_one_sentence(values: dict, message: str) -> Non
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="no preset 'huge'.*headline"):
+    with pytest.raises(ConfigError, match=r"no preset 'huge'.*headline"):
         preset("huge")
 
 

@@ -124,7 +124,7 @@ def test_a_prompts_file_replaces_what_it_names_and_keeps_the_rest(tmp_path: Path
 def test_a_bad_prompts_file_is_refused_in_one_sentence_that_names_it(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "bad.toml"
     path.write_text(text)
-    with pytest.raises(PromptError, match="bad.toml") as caught:
+    with pytest.raises(PromptError, match=r"bad\.toml") as caught:
         load_prompts(path)
     assert message in str(caught.value)
 

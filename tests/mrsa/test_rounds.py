@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from scripted_backend import Script, ScriptedBackend, always, by_seed, in_turn
@@ -87,7 +88,7 @@ def test_each_candidate_reads_c_tails_of_the_round_before_and_nothing_else() -> 
     backend = ScriptedBackend(numbered)
     solution = solve(backend, settings(select="majority", candidates=6, tails=3))
     by_round = [backend.calls[start : start + 6] for start in (0, 6, 12)]
-    for before, after in zip(by_round, by_round[1:], strict=False):
+    for before, after in pairwise(by_round):
         seeds = [f"{call.params.seed:020d}"[-20:] for call in before]
         for call in after:
             read = re.findall(r"\[\d\]\n(.*)", call.prompt)
@@ -176,7 +177,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another() -> None:
 
 def test_a_context_that_is_too_small_is_refused_before_anything_is_generated() -> None:
     backend = ScriptedBackend(always(boxed(1)), context=200)
-    with pytest.raises(ConfigError, match="context of 200 tokens is too small.*2·20"):
+    with pytest.raises(ConfigError, match=r"context of 200 tokens is too small.*2·20"):
         solve(backend)
     assert backend.calls == []
 
@@ -210,7 +211,7 @@ def test_a_partial_failure_is_tolerated_counted_and_never_an_answer() -> None:
 
 def test_below_the_minimum_the_run_ends_with_the_first_cause() -> None:
     backend = ScriptedBackend(in_turn(boxed(1), Script(fails_after=0)))
-    with pytest.raises(MrsaError, match="only 1 of 4 candidates of round 0.*at least 2.*the server went away"):
+    with pytest.raises(MrsaError, match=r"only 1 of 4 candidates of round 0.*at least 2.*the server went away"):
         solve(backend, settings(minimum=2))
     assert len(backend.calls) == 4
     assert backend.open_now == 0
@@ -329,6 +330,21 @@ def test_cancelling_the_run_closes_every_open_stream() -> None:
     assert [call.closed for call in backend.calls] == [True] * 4
 
 
+def test_a_listener_that_fails_leaves_no_stream_open_behind_it() -> None:
+    backend = ScriptedBackend(always(boxed(1, reasoning="a long thought")))
+
+    def failing(event: ev.Event) -> None:
+        if isinstance(event, ev.CandidateProgress):
+            raise RuntimeError("the screen is gone")
+
+    async def inside() -> None:
+        with pytest.raises(RuntimeError, match="the screen is gone"):
+            await run(QUESTION, settings(), backend, on_event=failing)
+        assert backend.open_now == 0
+
+    asyncio.run(inside())
+
+
 def test_concurrency_bounds_the_open_streams_and_cuts_reach_those_that_wait() -> None:
     backend = ScriptedBackend(always(boxed(1, pause=0.001)))
     solve(backend, settings(concurrency=2))
@@ -404,8 +420,6 @@ def test_shuffled_tails_stand_in_the_same_places() -> None:
 
 
 def test_arms_can_share_a_finished_round_0() -> None:
-    shared = solve(ScriptedBackend(numbered), settings(rounds=0, select="majority")).candidates[0]
-    # Tails are cut only where a later round reads them, so a round that is to be shared comes from a run that aggregates.
     first = solve(ScriptedBackend(numbered), settings(select="majority"))
     backend = ScriptedBackend(numbered)
     second = solve(backend, settings(select="majority"), controls=Controls(first_round=first.candidates[0]))
@@ -413,7 +427,9 @@ def test_arms_can_share_a_finished_round_0() -> None:
     assert second.candidates[0] == first.candidates[0]
     assert second.usage == first.usage
     with pytest.raises(ConfigError, match="first_round has the candidates"):
-        solve(backend, controls=Controls(first_round=shared[:3]))
+        solve(backend, controls=Controls(first_round=first.candidates[0][:3]))
+    with pytest.raises(ConfigError, match="a tail of 20 tokens and τ is 10"):
+        solve(backend, settings(tau=10), controls=Controls(first_round=first.candidates[0]))
 
 
 # ---- events

@@ -71,15 +71,28 @@ class Fleet:
         self._rng = random.Random()
 
     async def acquaint_all(self) -> None:
-        """Ask every server what it offers; raises BackendError when none of them answers."""
-        failures: list[BackendError] = []
-        for upstream in self.pool.upstreams:
-            try:
-                await self._with_retries(upstream, partial(self._find_tokenizer, upstream))
-            except BackendError as error:
-                failures.append(error)
-        if len(failures) == len(self.pool.upstreams):
+        """Ask every server what it offers; raises BackendError when none of them answers.
+
+        Tries are repeated only while no server has answered: one that is down must not hold up the others.
+        """
+        upstreams = self.pool.upstreams
+        if any(await asyncio.gather(*map(self._answers, upstreams))):
+            return
+        await asyncio.sleep(self._retry.delay(0, None, self._rng))
+        calls = (self._with_retries(upstream, partial(self._find_tokenizer, upstream)) for upstream in upstreams)
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        failures = [result for result in results if result is not None]
+        if len(failures) == len(results):
             raise failures[0]
+
+    async def _answers(self, upstream: Upstream) -> bool:
+        """Whether one server tells what it offers, at the first try."""
+        try:
+            await self._find_tokenizer(upstream)
+        except UpstreamFailure as failure:
+            self._put_aside(upstream, failure)
+            return False
+        return True
 
     async def stream(self, request: StreamRequest) -> AsyncGenerator[Delta]:
         """The deltas of a request, tried again on transient failures as long as no text has been given out."""
@@ -106,7 +119,9 @@ class Fleet:
                 continue
             if attempt >= self._retry.retries:
                 raise _backend_error(failure, upstream, attempt) from None
-            await asyncio.sleep(self._retry.delay(attempt, failure.retry_after, self._rng))
+            # A server that asked for time is put aside; another one that is ready need not wait for it.
+            asked_for = None if self.pool.has_ready() else failure.retry_after
+            await asyncio.sleep(self._retry.delay(attempt, asked_for, self._rng))
             attempt += 1
 
     async def ask_tokenizers(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Schema = Mapping[str, Any]
@@ -31,7 +31,7 @@ def typed_value(text: str, schema: Schema, root: Schema | None = None) -> Any:
 
     Where a schema allows strings and something narrower, the narrower reading wins if the text has it.
     """
-    options = list(_alternatives(schema, root or schema))
+    options = _alternatives(schema, root or schema)
     for option in options:
         for member in option.get("enum", [option["const"]] if "const" in option else []):
             if text == member or (not isinstance(member, str) and text == json.dumps(member, ensure_ascii=False)):
@@ -46,20 +46,29 @@ def typed_value(text: str, schema: Schema, root: Schema | None = None) -> Any:
     return text
 
 
-def _alternatives(schema: Any, root: Schema, depth: int = 0) -> Iterator[Schema]:
-    """The schema itself and those it refers to; a depth limit stands against schemas that refer to themselves."""
-    if not isinstance(schema, Mapping) or depth > 8:
-        return
-    yield schema
-    reference = schema.get("$ref")
-    if isinstance(reference, str) and reference.startswith("#/"):
-        target: Any = root
-        for step in reference[2:].split("/"):
-            target = target.get(step) if isinstance(target, Mapping) else None
-        yield from _alternatives(target, root, depth + 1)
-    for keyword in ("anyOf", "oneOf", "allOf"):
-        for option in schema.get(keyword) or ():
-            yield from _alternatives(option, root, depth + 1)
+def _alternatives(schema: Schema, root: Schema) -> list[Schema]:
+    """The schema itself and those it refers to or offers, each once, even where they refer to each other in circles."""
+    found: dict[int, Schema] = {}
+    waiting: list[Any] = [schema]
+    while waiting:
+        option = waiting.pop()
+        if not isinstance(option, Mapping) or id(option) in found:
+            continue
+        found[id(option)] = option
+        waiting.append(_referred_to(option.get("$ref"), root))
+        for keyword in ("anyOf", "oneOf", "allOf"):
+            waiting.extend(option.get(keyword) or ())
+    return list(found.values())
+
+
+def _referred_to(reference: Any, root: Schema) -> Any:
+    """What a local reference such as `#/$defs/Point` stands for, or None."""
+    if not isinstance(reference, str) or not reference.startswith("#"):
+        return None
+    target: Any = root
+    for step in reference[1:].split("/")[1:]:
+        target = target.get(step) if isinstance(target, Mapping) else None
+    return target
 
 
 def _declared_types(schema: Schema) -> list[str]:

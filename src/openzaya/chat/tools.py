@@ -9,8 +9,8 @@
     </zyphra_tool_call>
 
 The form has no escaping. A value therefore ends at the first `</parameter>` that is followed by another parameter or by
-the end of the call; a value that spells all of that itself is cut there. A value cannot hold the end of a call without it,
-nor the start of one: a model that forgot a closing tag is far more likely than one that quotes a call, and taking two
+the end of the call; a value that spells all of that itself is cut there. Nor can a value hold a call's end without it,
+or a call's start: a model that forgot a closing tag is far more likely than one that quotes a call, and taking two
 calls for one would run what nobody asked for.
 """
 

@@ -1,8 +1,9 @@
 """Training of a small, digit-friendly tokenizer in the format that `transformers` loads.
 
-A byte-level BPE whose merges stay inside one word, one run of punctuation or one run of blanks. Each digit and each
-newline is a token of its own, so that the columns of a number and the lines of a worked solution are always cut at the
-same places: a small model then learns arithmetic and layout once, not once for every way a number may be cut.
+A byte-level BPE whose merges stay inside one word, one run of punctuation (each with the single spaces that belong to
+it) or one run of blanks. Each digit and each newline is a token of its own, so that the columns of a number and the
+lines of a worked solution are always cut at the same places: a small model then learns arithmetic and layout once, not
+once for every way a number may be cut.
 """
 
 from __future__ import annotations

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from openzaya.chat import ChatTemplate, Tokenizer, encode_chat, encode_reply
-from openzaya.mrsa.prompts import Prompts, aggregation_messages
+from openzaya.mrsa.prompts import Prompts, Task, aggregation_messages
 from openzaya.problems import Problem
 
 
@@ -41,8 +41,13 @@ def aggregation_example(
     The report's recipe has a teacher write the better solution (section VI-B); here the problem's own worked solution
     is the teacher.
     """
+    return _example(aggregation_of(problem, tails, prompts), problem, tokenizer, template)
+
+
+def aggregation_of(problem: Problem, tails: Sequence[str], prompts: Prompts) -> list[Mapping[str, Any]]:
+    """The conversation in which Markovian RSA asks for an aggregation of `tails`."""
     question = [{"role": "user", "content": problem.question}]
-    return _example(aggregation_messages(question, tails, problem.task, prompts), problem, tokenizer, template)
+    return list(aggregation_messages(question, tails, cast(Task, problem.task), prompts))
 
 
 def _example(

@@ -14,10 +14,10 @@ from random import Random
 from typing import Any, Protocol
 
 from openzaya.chat import ChatTemplate, ReasoningSplitter, Tokenizer, encode_chat
-from openzaya.data.examples import Example, aggregation_example
+from openzaya.data.examples import Example, aggregation_example, aggregation_of
 from openzaya.data.mixture import Mixture, draw_problem
 from openzaya.grading import extract_answer
-from openzaya.mrsa.prompts import Prompts, aggregation_messages
+from openzaya.mrsa.prompts import Prompts
 from openzaya.problems import Problem, verify
 
 
@@ -26,7 +26,7 @@ class Sampler(Protocol):
 
     def __call__(
         self, prompts: Sequence[Sequence[int]], *, rollouts: int, max_tokens: int, seed: int
-    ) -> list[list[list[int]]]: ...
+    ) -> Sequence[Sequence[Sequence[int]]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,7 @@ class Speaker:
         return encode_chat(self.tokenizer, self.template, [{"role": "user", "content": problem.question}])
 
     def aggregation(self, problem: Problem, tails: Sequence[str]) -> list[int]:
-        question = [{"role": "user", "content": problem.question}]
-        messages = aggregation_messages(question, tails, problem.task, self.prompts)
-        return encode_chat(self.tokenizer, self.template, messages)
+        return encode_chat(self.tokenizer, self.template, aggregation_of(problem, tails, self.prompts))
 
     def tail(self, reply_ids: Sequence[int], tau: int) -> tuple[str, str]:
         """The last `tau` tokens of a reply's reasoning as text, and the content after it."""
@@ -85,7 +83,9 @@ def roll_out(
     problems = [draw_problem(mixture, seed, index) for index in indices]
     prompts = [speaker.question(problem) for problem in problems]
     replies = sample(prompts, rollouts=rollouts, max_tokens=beta, seed=seed)
-    entries = [_entry(problem, index, 0, found, tau, speaker) for problem, index, found in zip(problems, indices, replies)]
+    entries = [
+        _entry(problem, index, 0, found, tau, speaker) for problem, index, found in zip(problems, indices, replies)
+    ]
     report(f"round 0: {_share_correct(entries):.1%} of {len(entries) * rollouts} rollouts right")
     again = [place for place in range(min(second_round, len(entries))) if len(entries[place].tails) >= tails]
     if not again:
@@ -110,12 +110,12 @@ def roll_out(
 
 
 def draw_aggregation(
-    pool: Sequence[PoolEntry], mixture: Mixture, speaker: Speaker, *, tails: int, seed: int, index: int, problem_seed: int
+    pool: Sequence[PoolEntry], mixture: Mixture, speaker: Speaker, tails: int, seed: int, index: int
 ) -> Example:
-    """Aggregation example number `index` of a pool: a problem and a draw of its candidates' tails."""
+    """Aggregation example number `index` of a pool of this mixture and seed: a problem and a draw of its tails."""
     random = Random(f"aggregation/{seed}/{index}")
     entry = pool[random.randrange(len(pool))]
-    problem = draw_problem(mixture, problem_seed, entry.index)
+    problem = draw_problem(mixture, seed, entry.index)
     chosen = random.sample(entry.tails, min(tails, len(entry.tails)))
     return aggregation_example(problem, chosen, speaker.prompts, speaker.tokenizer, speaker.template)
 

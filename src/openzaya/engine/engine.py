@@ -7,7 +7,8 @@ import dataclasses
 import random
 import re
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ class Engine:
 
     async def stream(
         self, prompt_ids: Sequence[int], params: SamplingParams | None = None, *, keep_state: bool = False
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece]:
         """Pieces of one reply as they come, the last with its `output`; closing the iterator cancels the reply.
 
         `keep_state` and errors are those of `submit`.
@@ -164,7 +165,12 @@ class Engine:
             listener=lambda piece: mailbox.post(reader, piece),
             keep_state=keep_state,
         )
-        reply.done.add_done_callback(lambda done: (error := done.exception()) and mailbox.post(reader, error))
+
+        def post_failure(done: Future[Output]) -> None:
+            if error := done.exception():
+                mailbox.post(reader, error)
+
+        reply.done.add_done_callback(post_failure)
         self._worker.add([reply])
         try:
             async for piece in reader:

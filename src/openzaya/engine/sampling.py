@@ -81,14 +81,14 @@ def sample(
     `seeds_B` are unsigned 64-bit integers; `places_B` counts the tokens that each sequence generated before this one.
     """
     chance_B = torch.from_numpy(uniforms(seeds_B, places_B)).to(logits_BV.device)
-    if all(map(is_plain, params_B)):
+    if all(map(is_plain, {id(row): row for row in params_B}.values())):
         return _by_inverse(logits_BV, chance_B).cpu().numpy()
     tokens_B = np.empty(len(params_B), dtype=np.int64)
     kinds = np.array([0 if row.temperature == 0 else 2 if _is_filtered(row) else 1 for row in params_B])
     temperatures_B = torch.tensor([row.temperature or 1.0 for row in params_B], device=logits_BV.device)
     for kind in np.unique(kinds):
-        chosen = np.nonzero(kinds == kind)[0]
-        rows = torch.from_numpy(chosen).to(logits_BV.device)
+        chosen = np.nonzero(kinds == kind)[0].tolist()
+        rows = torch.tensor(chosen, device=logits_BV.device)
         scores = logits_BV[rows]
         # The highest score becomes 0 first, so that no temperature, however small, overflows it.
         scores = (scores - scores.amax(dim=-1, keepdim=True)) / temperatures_B[rows, None]
@@ -183,7 +183,5 @@ def logprobs(logits_BV: Tensor, tokens_B: np.ndarray, counts_B: Sequence[int]) -
     values, ids = _sorted_candidates(normalised, most) if most else (normalised[:, :0],) * 2
     return [
         TokenLogprobs(int(token), logprob, tuple(zip(top_ids[:count], top_values[:count])))
-        for token, logprob, top_ids, top_values, count in zip(
-            tokens_B, drawn, ids.tolist(), values.tolist(), counts_B
-        )
+        for token, logprob, top_ids, top_values, count in zip(tokens_B, drawn, ids.tolist(), values.tolist(), counts_B)
     ]

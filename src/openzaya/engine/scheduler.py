@@ -331,7 +331,11 @@ class Scheduler:
 
     def _make_room(self) -> None:
         """A place for one more token in each running sequence; the youngest work gives way where there is none."""
-        for generation in sorted(self.running.values(), key=lambda generation: generation.number):
+        running = list(self.running.values())
+        slots = np.array([generation.slot for generation in running], dtype=np.int64)
+        full = self.pool.lengths[slots] == self.pool.page_counts[slots] * PAGE
+        needy = [running[place] for place in np.nonzero(full)[0]]
+        for generation in sorted(needy, key=lambda generation: generation.number):
             if generation.slot is None:
                 continue
             while not self.pool.reserve(generation.slot, int(self.pool.lengths[generation.slot]) + 1):

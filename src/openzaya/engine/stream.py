@@ -100,7 +100,7 @@ def joined(pieces: list[Piece]) -> Piece:
         return pieces[0]
     return Piece(
         token_ids=tuple(token for piece in pieces for token in piece.token_ids),
-        text="".join(piece.text for piece in pieces),
+        texts=tuple(text for piece in pieces for text in piece.texts),
         logprobs=tuple(record for piece in pieces for record in piece.logprobs),
         output=pieces[-1].output,
     )

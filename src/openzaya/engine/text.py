@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from openzaya.chat import control
 from openzaya.chat.tokenizer import IncrementalDecoder, Tokenizer
+
+
+def hidden_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """Tokens that no text of a reply shows: those that frame turns, but not the tags that readers split it by."""
+    return tokenizer.special_ids - {tokenizer.id_of(tag) for tag in control.MARKUP}
 
 
 class StopStrings:
@@ -53,7 +59,8 @@ class ReplyText:
     """The text of one reply, a token at a time; its pieces never split a UTF-8 sequence or show part of a stop."""
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
-        self._decoder = IncrementalDecoder(tokenizer, skip_special=True)
+        self._decoder = IncrementalDecoder(tokenizer)
+        self._hidden = hidden_ids(tokenizer)
         self._stops = StopStrings(stops) if stops else None
 
     @property
@@ -62,7 +69,8 @@ class ReplyText:
         return self._stops.found if self._stops else None
 
     def feed(self, token_id: int) -> str:
-        text = self._decoder.feed(token_id)
+        """What may be shown after this token; often more or less than the token's own text."""
+        text = "" if token_id in self._hidden else self._decoder.feed(token_id)
         return self._stops.feed(text) if self._stops and text else text
 
     def finish(self) -> str:

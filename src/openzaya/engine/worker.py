@@ -15,7 +15,7 @@ from typing import TypeVar
 from openzaya.chat.tokenizer import Tokenizer
 from openzaya.engine.sampling import TokenLogprobs
 from openzaya.engine.scheduler import FinishReason, Generation, Scheduler
-from openzaya.engine.text import ReplyText
+from openzaya.engine.text import ReplyText, hidden_ids
 
 T = TypeVar("T")
 
@@ -44,13 +44,19 @@ class Output:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """What a reply grew by; `text` lags behind `token_ids` while it could be half a character or begin a stop."""
+    """What a reply grew by."""
 
     token_ids: tuple[int, ...] = ()
-    text: str = ""
+    texts: tuple[str, ...] = ()
+    """What each token added to the text that may be shown: nothing while a character is unfinished or a stop string
+    may have begun, and then with a later token what was held back."""
     logprobs: tuple[TokenLogprobs, ...] = ()
     output: Output | None = None
     """The whole reply, on its last piece."""
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
 
 
 Listener = Callable[[Piece], None]
@@ -203,17 +209,17 @@ class Worker:
         output = self._output(reply) if ended else None
         if reply.listener is not None:
             record = tuple(generation.logprobs[-1:])
-            reply.listener(Piece(token_ids=(token_id,), text=text, logprobs=record, output=output))
+            reply.listener(Piece(token_ids=(token_id,), texts=(text,), logprobs=record, output=output))
         if output is not None:
             reply.done.set_result(output)
 
     def _finish(self, reply: Reply) -> None:
         """Tell the readers of a cancelled reply what there is of it."""
-        text = reply.text.finish() if reply.text else ""
-        reply.shown.append(text)
+        if reply.text:
+            reply.shown.append(reply.text.finish())
         output = self._output(reply)
         if reply.listener is not None:
-            reply.listener(Piece(text=text, output=output))
+            reply.listener(Piece(output=output))
         reply.done.set_result(output)
 
     def _output(self, reply: Reply) -> Output:
@@ -227,7 +233,8 @@ class Worker:
         if reply.text is not None:
             text = "".join(reply.shown)
         elif self._tokenizer is not None:
-            text = self._tokenizer.decode(ids[:-1] if ended_by_id else ids, skip_special=True)
+            hidden = hidden_ids(self._tokenizer)
+            text = self._tokenizer.decode(index for index in (ids[:-1] if ended_by_id else ids) if index not in hidden)
         else:
             text = ""
         return Output(

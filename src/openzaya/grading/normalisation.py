@@ -121,9 +121,7 @@ def _unwrap(text: str) -> str:
 _OPENING, _CLOSING = "([{⦃", ")]}⦄"
 _VARIABLE = r"\\?[A-Za-z]{1,20}(?:_(?:\w|\{\w{1,8}\}))?(?:\(\w\))?"
 _TUPLE_OF_VARIABLES = r"\(\s*[A-Za-z](?:\s*,\s*[A-Za-z])+\s*\)"
-_LEFT_SIDE = re.compile(
-    rf"({_VARIABLE}|{_TUPLE_OF_VARIABLES}|[\d+\-*/(). ]*\d[\d+\-*/(). ]*)\s*(?:=|\\in(?![A-Za-z]))\s*"
-)
+_LEFT_SIDE = re.compile(rf"({_VARIABLE}|{_TUPLE_OF_VARIABLES}|[\d+\-*/(). ]+)\s*(?:=|\\in(?![A-Za-z]))\s*")
 _WORD_SEPARATOR = re.compile(r",?\s+(?:and|or)\s+")
 
 
@@ -146,14 +144,13 @@ def _structure(text: str, depth: int) -> Reading:
 
 def _without_left_side(text: str) -> tuple[str | None, str]:
     match = _LEFT_SIDE.match(text)
-    if not match or match.end() == len(text) or "=" in text[match.end() :]:
+    if not match or match.end() == len(text) or "=" in text[match.end() :] or not any(map(str.isalnum, match.group(1))):
         return None, text
     if parts := _split(text, ","):
         in_items = [part for part in parts if _LEFT_SIDE.match(part)]
         if len(in_items) > 1:
             return None, text
-    name = match.group(1).strip()
-    return (name if name else None), text[match.end() :]
+    return match.group(1).strip(), text[match.end() :]
 
 
 def _is_value(key: str) -> bool:

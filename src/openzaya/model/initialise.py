@@ -6,6 +6,7 @@
 | embedding | normal, `initializer_range`; the learned scale after it starts at the inverse of that |
 | depthwise convolution | 1 on the current token, 0 on earlier ones: queries and keys start as plain projections |
 | head-wise convolution | normal, 1/sqrt(fan in) |
+| router's output | normal, 0.1/sqrt(fan in) |
 | key temperature | 1 |
 | residual scales 1, their biases 0; norms 1; router state scale 1 | identity |
 | balancing biases | 0 for experts, -1 for the skip class |
@@ -74,6 +75,8 @@ def initialise(model: ZayaForCausalLM, seed: int = 0) -> ZayaForCausalLM:
             case Router():
                 if module.router_states_scale is not None:
                     module.router_states_scale.fill_(1.0)
+                # All classes start about equally likely, so that the balancing biases decide from the first step.
+                module.router_mlp.out_proj.weight.mul_(0.1)
                 module.balancing_biases.zero_()
                 module.balancing_biases[-1] = -1.0
     # Each block's two outputs start small, so that the residual stream's size does not grow with depth.

@@ -1,6 +1,6 @@
 """Markovian RSA: rounds of candidates that read only the tails of the round before.
 
-`run` solves one problem over any `openzaya.backends.protocol.Backend`; `replay` retells a finished run from its journal.
+`run` solves one problem over any `Backend`; `replay` retells a finished run from its journal.
 """
 
 from openzaya.mrsa.config import ConfigError, MrsaConfig, make_config, preset, preset_names

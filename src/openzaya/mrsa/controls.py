@@ -24,7 +24,7 @@ class Controls:
     tail_source: TailSource = "own"
     foreign_tails: Sequence[Sequence[str]] = ()
     first_round: Sequence[Candidate] = ()
-    """Finished candidates of round 0, used instead of running it; their cost counts as this run's own."""
+    """Finished candidates of round 0 with tails of the same τ, used instead of running it; their cost counts."""
 
     def check(self, config: MrsaConfig) -> None:
         """Raise ConfigError where a control lacks what it needs."""
@@ -34,6 +34,11 @@ class Controls:
         if self.first_round and places != list(range(config.width(0))):
             raise ConfigError(
                 f"first_round has the candidates {places}; round 0 of this configuration has 0 to {config.width(0) - 1}"
+            )
+        longest = max((given.tail.tokens for given in self.first_round if given.tail is not None), default=0)
+        if config.rounds and longest > config.tau:
+            raise ConfigError(
+                f"first_round has a tail of {longest} tokens and τ is {config.tau}; share it at the same τ"
             )
 
     def shown(self, previous: Sequence[Candidate], places: Sequence[int]) -> list[str]:

@@ -38,11 +38,6 @@ class Job:
         """Rollouts of this round."""
         return 1 if round == self.final_round else self.config.width(round)
 
-    def tails_are_read(self, round: int) -> bool:
-        """Whether a later round, or a final call, may read the tails of this one."""
-        may_end_in_final = self.config.select in ("auto", "final") or self.final.forces_final
-        return round < self.config.rounds or (round == self.config.rounds and may_end_in_final)
-
     def places(self, round: int, index: int, previous: Sequence[Candidate]) -> tuple[int, ...]:
         """Whose tails candidate `index` of a round reads. One that has none to read starts from the question again."""
         usable = [candidate.index for candidate in previous if candidate.readable]

@@ -166,7 +166,7 @@ class LiveRun(Course):
         failed = outcome.error is not None
         reply.finish_reason = outcome.finish_reason
         tail = None
-        if not failed and outcome.finish_reason not in INTERRUPTED and self.job.tails_are_read(plan.round):
+        if not failed and outcome.finish_reason not in INTERRUPTED and plan.round < self.job.final_round:
             counted = usage.completion_tokens if outcome.exact else None
             tail = await self.cutter.cut(reply, completion_tokens=counted, characters_per_token=ratio)
         candidate = Candidate(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from openzaya.model.decoder import ZayaForCausalLM
+from openzaya.model.router import Router
 
 _BETAS = (0.9, 0.99)
 
@@ -24,7 +25,9 @@ class Balancer:
     """
 
     def __init__(self, model: ZayaForCausalLM, rate: float) -> None:
-        self.biases: list[Tensor] = [block.mlp.gate.balancing_biases for block in model.model.layers]
+        self.biases: list[Tensor] = [
+            module.balancing_biases for module in model.modules() if isinstance(module, Router)
+        ]
         self.rate = rate
         self.step_count = 0
         experts = model.config.num_experts

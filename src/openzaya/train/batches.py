@@ -11,8 +11,8 @@ from openzaya.data.packing import Batch, best_fit_decreasing, make_batch
 from openzaya.data.rollouts import PoolEntry, Speaker, draw_aggregation
 from openzaya.train.config import PhaseRecipe
 
-MICROBATCH_TOKENS = 8192
-"""Tokens of one forward and backward: enough to keep two to eight cores busy, few enough to stay in cache."""
+MICROBATCH_TOKENS = 16_640
+"""Most tokens of one forward and backward; on two cores 16 thousand run 15 % faster than 8 thousand."""
 
 _INDICES_A_STEP = 4096
 """Problem numbers set aside for each step, more than any step draws, so that steps never share a problem."""
@@ -32,7 +32,8 @@ class BatchSource:
         aggregation = self.phase.aggregation
         share = aggregation.share if aggregation and pool else 0.0
         plain = list(self._plain(step, int(self.phase.batch_tokens * (1 - share))))
-        return plain + list(self._aggregations(step, int(self.phase.batch_tokens * share), pool))
+        learned = sum(batch.learned_tokens for batch in plain)
+        return plain + list(self._aggregations(step, int(self.phase.batch_tokens * share), learned, pool))
 
     def _plain(self, step: int, tokens: int) -> Iterator[Batch]:
         row, wanted = self.phase.row, max(1, tokens // self.phase.row)
@@ -49,27 +50,23 @@ class BatchSource:
         packed = best_fit_decreasing([len(example) for example in examples], row)
         packed.sort(key=lambda places: -sum(len(examples[place]) for place in places))
         rows = [[examples[place] for place in places] for places in packed[:wanted]]
-        a_batch = max(1, MICROBATCH_TOKENS // row)
-        for start in range(0, len(rows), a_batch):
-            yield make_batch(rows[start : start + a_batch])
+        batches = -(-len(rows) * row // MICROBATCH_TOKENS)
+        for part in range(batches):
+            yield make_batch(rows[part::batches])
 
-    def _aggregations(self, step: int, tokens: int, pool: Sequence[PoolEntry]) -> Iterator[Batch]:
+    def _aggregations(self, step: int, tokens: int, learned: int, pool: Sequence[PoolEntry]) -> Iterator[Batch]:
+        """Batches of about `tokens` in all, with at most `learned` learned ones: plain problems keep half of those."""
         aggregation = self.phase.aggregation
         if aggregation is None or tokens < 1:
             return
         examples: list[Example] = []
         while sum(len(example) for example in examples) < tokens:
-            examples.append(
-                draw_aggregation(
-                    pool,
-                    self.mixture,
-                    self.speaker,
-                    tails=aggregation.tails,
-                    seed=self.seed,
-                    index=step * _INDICES_A_STEP + len(examples),
-                    problem_seed=self.seed,
-                )
-            )
+            index = step * _INDICES_A_STEP + len(examples)
+            drawn = draw_aggregation(pool, self.mixture, self.speaker, aggregation.tails, self.seed, index)
+            learned -= int(drawn.learned.sum())
+            if learned < 0 and examples:
+                break
+            examples.append(drawn)
         examples.sort(key=len)
         batch: list[list[Example]] = []
         for example in examples:

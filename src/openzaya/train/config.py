@@ -69,7 +69,7 @@ class AggregationRecipe(_Section):
     rollouts: Positive = 6
     """Rollouts of each problem in round 0."""
     second_round: Fraction = 0.35
-    """Share of the problems whose tails come from round 1 (aggregations themselves), once the model has learned some."""
+    """Share of the problems that also give tails of round 1 (of aggregations), from the second refresh on."""
 
 
 class PhaseRecipe(_Section):
@@ -134,4 +134,6 @@ def read_train_config(path: str | Path) -> TrainConfig:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{path}: {where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}") from None
+        raise ValueError(
+            f"{path}: {where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
+        ) from None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from openzaya.chat import ChatTemplate, Tokenizer, render_reply, train_tokenizer
 from openzaya.data.mixture import draw_problem
 from openzaya.data.packing import Batch
 from openzaya.data.rollouts import PoolEntry, Speaker, read_pool, roll_out, write_pool
+from openzaya.engine.engine import Engine
 from openzaya.model.checkpoint import save_model
 from openzaya.model.config import ZayaConfig
 from openzaya.model.decoder import ZayaForCausalLM
@@ -250,8 +251,6 @@ class PhaseRun:
         return aggregation is not None and self.step * aggregation.refreshes >= self.refreshes * steps
 
     def _refresh(self) -> None:
-        from openzaya.engine.engine import Engine
-
         recipe = self.phase.aggregation
         assert recipe is not None
         self.refreshes += 1
@@ -260,11 +259,15 @@ class PhaseRun:
             first = _POOL_INDICES + self.refreshes * recipe.problems
             self.run_.report(f"{self.phase.name}: rollouts of {recipe.problems} problems, refresh {self.refreshes}")
             with Engine(self.learner.master_model(), tokenizer=self.run_.speaker.tokenizer) as engine:
+
+                def sample(
+                    prompts: Sequence[Sequence[int]], *, rollouts: int, max_tokens: int, seed: int
+                ) -> list[list[tuple[int, ...]]]:
+                    replies = engine.generate(prompts, max_tokens=max_tokens, n=rollouts, seed=seed)
+                    return [[reply.token_ids for reply in group] for group in replies]
+
                 pool = roll_out(
-                    lambda prompts, rollouts, max_tokens, seed: [
-                        [output.token_ids for output in outputs]
-                        for outputs in engine.generate(prompts, max_tokens=max_tokens, n=rollouts, seed=seed)
-                    ],
+                    sample,
                     self.run_.config.mixture,
                     self.run_.speaker,
                     range(first, first + recipe.problems),

@@ -28,7 +28,7 @@ OUTPUT_BYTES = 1 << 20
 DISK_BYTES = 64 << 20
 OPEN_FILES = 256
 FIRST_SANDBOX_UID = 0x60000000
-SETUP_SECONDS = 15.0
+SETUP_SECONDS = 30.0
 TRUNCATED = "\n[output truncated after {limit} bytes]\n"
 
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")

@@ -151,7 +151,7 @@ def _run_probe(level: Level) -> dict[str, Any]:
             "memory": memory_mb << 20,
             "processes": _PROBE_PROCESSES,
         }
-        program = Program(_PROBE, stdin=json.dumps(facts), seconds=5, memory_mb=memory_mb, processes=_PROBE_PROCESSES)
+        program = Program(_PROBE, stdin=json.dumps(facts), seconds=20, memory_mb=memory_mb, processes=_PROBE_PROCESSES)
         execution = execute(program, level)
     try:
         return dict(json.loads(execution.stdout))

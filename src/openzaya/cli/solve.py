@@ -1,0 +1,189 @@
+"""`openzaya solve`: one problem, answered under Markovian RSA."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from openzaya.cli.exits import Code, InputError, explain, leave, say
+from openzaya.cli.options import ApiKeyOption, BackendModelOption, BackendOption, ModelOption, Source
+
+if TYPE_CHECKING:
+    from openzaya.mrsa.solution import Solution
+
+ARGUMENTS = "openzaya.arguments"
+"""Key of `typer.Context.meta`: the arguments as they were typed."""
+
+_SHAPE = "The shape of the run"
+_LIMITS = "Limits and records"
+
+TAILS = "reasoning|hybrid|whole"
+TASKS = "auto|math|code|choice|general"
+POLICIES = "auto|final|majority|random"
+
+
+def solve(
+    ctx: typer.Context,
+    problem: Annotated[str, typer.Argument(metavar="PROBLEM|-", help="The problem, or - to read it from the input.")],
+    model: ModelOption = None,
+    backend: BackendOption = None,
+    backend_model: BackendModelOption = None,
+    api_key_env: ApiKeyOption = None,
+    preset: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="light, default, headline, extra, local, tiny, single, majority, rsa, delethink; auto fits the source.",
+            rich_help_panel=_SHAPE,
+        ),
+    ] = "auto",
+    candidates: Annotated[
+        int | None, typer.Option("-N", help="Candidates a round.", rich_help_panel=_SHAPE)
+    ] = None,
+    tails: Annotated[
+        int | None, typer.Option("-C", help="Tails that each aggregation reads.", rich_help_panel=_SHAPE)
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option("-T", help="Rounds of aggregation after the first.", rich_help_panel=_SHAPE)
+    ] = None,
+    beta: Annotated[
+        int | None,
+        typer.Option(help="Token limit of a candidate in every round but the last.", rich_help_panel=_SHAPE),
+    ] = None,
+    tau: Annotated[int | None, typer.Option(help="Tokens of a tail.", rich_help_panel=_SHAPE)] = None,
+    final_tokens: Annotated[
+        int | None,
+        typer.Option(help="Token limit of a candidate in the last round and of a final call.", rich_help_panel=_SHAPE),
+    ] = None,
+    final_n: Annotated[
+        int | None, typer.Option(help="Candidates of the last round.", rich_help_panel=_SHAPE)
+    ] = None,
+    tail: Annotated[
+        str | None, typer.Option(metavar=TAILS, help="What a tail is cut from.", rich_help_panel=_SHAPE)
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar=TASKS, help="How answers are read, and the wording.", rich_help_panel=_SHAPE)
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Wordings of your own, in TOML.", rich_help_panel=_SHAPE)
+    ] = None,
+    select: Annotated[
+        str | None,
+        typer.Option(metavar=POLICIES, help="Who answers when the last round is over.", rich_help_panel=_SHAPE),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="S", help="Decides every draw.", rich_help_panel=_SHAPE)] = 0,
+    max_total_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="End after so many generated tokens.", rich_help_panel=_LIMITS)
+    ] = None,
+    deadline: Annotated[
+        float | None, typer.Option(metavar="S", help="End after so many seconds.", rich_help_panel=_LIMITS)
+    ] = None,
+    journal: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep every rollout in this new file.", rich_help_panel=_LIMITS),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Go on with the run of this journal.", rich_help_panel=_LIMITS),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of the answer.", rich_help_panel=_LIMITS)
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.", rich_help_panel=_LIMITS)] = False,
+) -> None:
+    """Solve one problem under Markovian RSA and print the answer.
+
+    Rounds of candidates work on it, each round after the first reading only the tails of the one before. Progress goes
+    to standard error, and standard output is the answer alone. Exit codes: 0 answered, 2 bad input, 3 the backend
+    failed, 4 a budget or deadline ended it (the best answer so far is printed), 130 interrupted.
+    """
+    question = read_problem(problem)
+    source = Source.of(model, backend, backend_model, api_key_env)
+    from openzaya.api import solve as solve_problem
+    from openzaya.cli.progress import follow
+
+    try:
+        with follow(question, source.name, sys.stderr, quiet=quiet) as on_event:
+            solution = solve_problem(
+                question,
+                **source.for_api(),
+                preset=preset,
+                seed=seed,
+                prompts=prompts,
+                on_event=on_event,
+                journal=journal,
+                resume=resume,
+                candidates=candidates,
+                tails=tails,
+                rounds=rounds,
+                beta=beta,
+                tau=tau,
+                final_tokens=final_tokens,
+                final_n=final_n,
+                tail=tail,
+                task=task,
+                select=select,
+                max_total_tokens=max_total_tokens,
+                deadline=deadline,
+            )
+    except BaseException as error:
+        kept = resume or journal
+        if explain(error)[1] in (Code.INTERRUPTED, Code.BACKEND_FAILED) and not ctx.find_root().params.get("debug"):
+            ending = leave(error)
+            say(how_to_go_on(ctx.meta.get(ARGUMENTS, ()), kept))
+            raise ending from None
+        raise
+    raise typer.Exit(print_solution(solution, as_json=as_json))
+
+
+def read_problem(problem: str) -> str:
+    """The text of the problem, from the input where it is `-`; raises InputError where it is empty."""
+    text = sys.stdin.read() if problem == "-" else problem
+    if not text.strip():
+        where = "standard input" if problem == "-" else "the argument PROBLEM"
+        raise InputError(f"the problem is empty; give the text of a problem in {where}")
+    return text.strip("\n") if problem == "-" else text
+
+
+def print_solution(solution: Solution, *, as_json: bool) -> Code:
+    """Print the result on standard output and what a person should know beside it; returns the exit code."""
+    if as_json:
+        print(json.dumps(solution.as_json(), ensure_ascii=False), flush=True)
+    elif solution.text.strip():
+        print(solution.text.strip(), flush=True)
+    if solution.finish_reason != "answered":
+        best = "the answer is the best so far" if solution.text.strip() else "no candidate had answered yet"
+        say(f"openzaya: the {solution.finish_reason} ended the run; {best}")
+        return Code.ENDED_EARLY
+    if not solution.text.strip():
+        say("openzaya: no candidate answered within its token limit; raise --final-tokens, or --beta with it")
+        return Code.ENDED_EARLY
+    return Code.ANSWERED
+
+
+def how_to_go_on(arguments: Sequence[str], kept: Path | None) -> str:
+    """What to tell after an interruption: the command that resumes the run from the journal `kept`."""
+    if kept is None or not kept.is_file():
+        return "openzaya: nothing was kept of this run; --journal FILE keeps every finished rollout for --resume FILE"
+    command = shlex.join(["openzaya", *_with_resume(arguments, kept)])
+    return f"openzaya: the journal {kept} is whole; go on with: {command}"
+
+
+def _with_resume(arguments: Sequence[str], kept: Path) -> list[str]:
+    """The arguments with `--resume FILE` in place of `--journal FILE`."""
+    found: list[str] = []
+    skip = False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument in ("--journal", "--resume"):
+            skip = True
+        elif not argument.startswith(("--journal=", "--resume=")):
+            found.append(argument)
+    return [*found, "--resume", str(kept)]

@@ -1,0 +1,140 @@
+"""Where the tokens of an evaluation come from: models opened one at a time, told apart by their weights, metered."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from openzaya.backends.protocol import Backend, BackendError, Capabilities, ChatParams, Delta, Message
+from openzaya.engine.params import SamplingParams
+from openzaya.evals.spec import EvalError, ModelSpec
+
+
+class MeteredBackend:
+    """A backend with a bound on the rollouts in flight, which counts tokens and ended rollouts as they come."""
+
+    def __init__(self, inner: Backend, concurrency: int, on_tokens: Callable[[int, bool], None]) -> None:
+        """`on_tokens` is told new tokens, and whether a rollout has ended."""
+        self._inner, self._gate, self._on_tokens = inner, asyncio.Semaphore(concurrency), on_tokens
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._inner.capabilities
+
+    async def chat(self, messages: Sequence[Message], params: ChatParams) -> AsyncGenerator[Delta]:
+        async with self._gate, aclosing(self._inner.chat(messages, params)) as deltas:  # type: ignore[type-var]
+            counted = 0
+            try:
+                async for delta in deltas:
+                    new = delta.tokens or len(delta.reasoning_ids) + len(delta.content_ids)
+                    if delta.usage is not None:
+                        new = max(new, delta.usage.completion_tokens - counted)
+                    counted += new
+                    self._on_tokens(new, False)
+                    yield delta
+            finally:
+                self._on_tokens(0, True)
+
+    def complete(self, prompt: str | Sequence[int], params: SamplingParams) -> AsyncGenerator[Delta]:
+        return self._inner.complete(prompt, params)  # type: ignore[return-value]
+
+    async def count(self, text: str) -> int | None:
+        return await self._inner.count(text)
+
+    async def encode(self, text: str) -> list[int] | None:
+        return await self._inner.encode(text)
+
+    async def decode(self, ids: Sequence[int]) -> str | None:
+        return await self._inner.decode(ids)
+
+    async def swap_weights(self, source: Any) -> None:
+        await self._inner.swap_weights(source)
+
+    async def aclose(self) -> None:
+        """The inner backend belongs to who opened it."""
+
+
+class Sources:
+    """The models of an evaluation. One is open at a time, so that two never compete for a machine's memory.
+
+    `given` are backends of the caller's own, by model name; they stay open.
+    """
+
+    def __init__(self, models: Mapping[str, ModelSpec], given: Mapping[str, Backend]) -> None:
+        """Raises EvalError where `given` names no model of the evaluation."""
+        unknown = sorted(set(given) - set(models))
+        if unknown:
+            raise EvalError(f"a backend is given for {unknown[0]!r}, no model here; known are {', '.join(models)}")
+        self._models, self._given = models, given
+        self._open: tuple[str, Backend] | None = None
+
+    async def get(self, name: str) -> Backend:
+        """The backend of a model. Raises ValueError or BackendError where it cannot be opened."""
+        if name in self._given:
+            return self._given[name]
+        if self._open is None or self._open[0] != name:
+            await self.aclose()
+            self._open = (name, await _opened(self._models[name]))
+        return self._open[1]
+
+    async def aclose(self) -> None:
+        """Close what is open."""
+        if self._open is not None:
+            backend, self._open = self._open[1], None
+            await backend.aclose()
+
+    def identities(self) -> dict[str, dict[str, str]]:
+        """What tells each model from others, for the header of the results."""
+        found: dict[str, dict[str, str]] = {}
+        for name, spec in self._models.items():
+            if name in self._given:
+                found[name] = {"model": self._given[name].capabilities.model or "unnamed"}
+            elif spec.backend:
+                found[name] = {"model": spec.backend_model or f"the model at {spec.backend[0]}"}
+            else:
+                found[name] = {"source": spec.source, "weights": weights_hash(spec.source)}
+        return found
+
+
+async def _opened(spec: ModelSpec) -> Backend:
+    if spec.backend:
+        from openzaya.backends.openai import OpenAIBackend
+
+        key = os.environ.get(spec.api_key_env) if spec.api_key_env else None
+        if spec.api_key_env and not key:
+            raise EvalError(f"the environment variable {spec.api_key_env} is not set; set it to the server's key")
+        server = OpenAIBackend(spec.backend, spec.backend_model, api_key=key, api_key_env=spec.api_key_env)
+        await _or_close(server, server.discover())
+        return server
+    from openzaya.backends.embedded import EmbeddedBackend
+
+    options = {key: value for key, value in spec.engine.model_dump().items() if value is not None}
+    return await EmbeddedBackend.open(spec.source, **options)
+
+
+async def _or_close(backend: Backend, opening: Awaitable[object]) -> None:
+    try:
+        await opening
+    except BackendError:
+        await backend.aclose()
+        raise
+
+
+def weights_hash(source: str) -> str:
+    """SHA-256 over the weight files of a model folder, in the order of their names; downloads a hub id first."""
+    from openzaya.model.checkpoint import find_model
+
+    folder = find_model(source)
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise EvalError(f"the model folder {folder} holds no safetensors file; give a folder with weights")
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from openzaya.chat import ChatTemplate, Tokenizer, train_tokenizer
+from openzaya.data.examples import aggregation_example, plain_example
+from openzaya.data.mixture import FamilyShare, check_mixture, draw_problem
+from openzaya.data.rollouts import PoolEntry, Speaker, draw_aggregation, read_pool, roll_out, write_pool
+from openzaya.mrsa.prompts import bundled_prompts
+from openzaya.problems import split_of
+
+MIXTURE = {"sums_list": FamilyShare(difficulty=(2, 4)), "arithmetic_chain": FamilyShare(weight=2, difficulty=(1, 3))}
+
+
+@pytest.fixture(scope="module")
+def speaker(tmp_path_factory: pytest.TempPathFactory) -> Speaker:
+    problems = [draw_problem(MIXTURE, 9, index) for index in range(200)]
+    texts = [f"{problem.question}\n{problem.worked.reasoning}\n{problem.reply()}" for problem in problems]
+    folder = tmp_path_factory.mktemp("tokenizer")
+    return Speaker(train_tokenizer(texts, 400, folder), ChatTemplate.from_folder(folder), bundled_prompts())
+
+
+def learned_text(tokenizer: Tokenizer, example: object) -> str:
+    return tokenizer.decode(example.ids[example.learned].tolist())  # type: ignore[attr-defined]
+
+
+def test_only_the_models_own_words_are_learned(speaker: Speaker) -> None:
+    problem = draw_problem(MIXTURE, 0, 1)
+    example = plain_example(problem, speaker.tokenizer, speaker.template)
+    text = learned_text(speaker.tokenizer, example)
+    assert text.startswith("<think>\n1: ")
+    assert text.endswith(f"{problem.reply()}<|im_end|>\n")
+    assert problem.question not in text
+    assert speaker.tokenizer.decode(example.ids.tolist()).count(problem.question) == 1
+
+
+def test_an_aggregation_example_shows_its_tails_to_the_byte_and_learns_none_of_them(speaker: Speaker) -> None:
+    problem = draw_problem(MIXTURE, 0, 2)
+    tails = ["  2:  9 + 9 = 18\n\n3: x", "answer: {7}"]
+    example = aggregation_example(problem, tails, speaker.prompts, speaker.tokenizer, speaker.template)
+    whole = speaker.tokenizer.decode(example.ids.tolist())
+    assert all(tail in whole for tail in tails)
+    assert learned_text(speaker.tokenizer, example) == learned_text(
+        speaker.tokenizer, plain_example(problem, speaker.tokenizer, speaker.template)
+    )
+
+
+def test_training_problems_are_drawn_by_number_and_never_held_out() -> None:
+    drawn = [draw_problem(MIXTURE, 3, index) for index in range(300)]
+    assert drawn == [draw_problem(MIXTURE, 3, index) for index in range(300)]
+    assert all(split_of(problem) == "train" for problem in drawn)
+    share = np.mean([problem.family == "arithmetic_chain" for problem in drawn])
+    assert 0.57 < share < 0.76  # two thirds, within 3.5 standard deviations of 300 draws
+
+
+@pytest.mark.parametrize(
+    ("mixture", "message"),
+    [
+        ({}, "empty"),
+        ({"riddles": FamilyShare()}, "'riddles' does not exist"),
+        ({"sorting": FamilyShare(difficulty=(1, 99))}, "1 to 99 of sorting is out of range"),
+    ],
+)
+def test_a_mixture_that_cannot_be_drawn_is_refused(mixture: dict[str, FamilyShare], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_mixture(mixture)
+
+
+def scripted_sampler(speaker: Speaker, replies: list[str], seen: list[list[int]]):  # type: ignore[no-untyped-def]
+    def sample(prompts, *, rollouts, max_tokens, seed):  # type: ignore[no-untyped-def]
+        seen.extend(prompts)
+        return [[speaker.tokenizer.encode(replies[turn % len(replies)]) for turn in range(rollouts)] for _ in prompts]
+
+    return sample
+
+
+def test_rollouts_become_tails_of_exactly_tau_tokens_and_a_second_round_reads_them(speaker: Speaker) -> None:
+    replies = ["<think>\n1: 2 + 2 = 4\nanswer: 4\n</think>\n\nThe answer is \\boxed{4}.", "<think>\n1: 2 + 2 = 5"]
+    seen: list[list[int]] = []
+    entries = roll_out(
+        scripted_sampler(speaker, replies, seen),
+        MIXTURE,
+        speaker,
+        range(50, 53),
+        rollouts=4,
+        tails=3,
+        tau=6,
+        beta=64,
+        second_round=1,
+        seed=5,
+    )
+    assert [(entry.index, entry.round) for entry in entries] == [(50, 0), (51, 0), (52, 0), (50, 1)]
+    finished, cut = (speaker.tokenizer.encode(text) for text in ("1: 2 + 2 = 4\nanswer: 4", "1: 2 + 2 = 5"))
+    assert entries[0].tails[0] == speaker.tokenizer.decode(finished[-6:])
+    assert entries[0].tails[1] == speaker.tokenizer.decode(cut[-6:])
+    assert not any(entries[0].correct)
+    assert len(seen) == 3 + 4
+    assert all(speaker.tokenizer.decode(prompt).count(entries[0].tails[0]) >= 1 for prompt in seen[3:])
+
+
+def test_a_pool_survives_the_disk_and_draws_by_number(speaker: Speaker, tmp_path: Path) -> None:
+    pool = [PoolEntry(7, 0, ("a {b}", "c\n d", "é", "4", "5"), (True, False, False, True, True))]
+    write_pool(tmp_path / "pool.jsonl", pool)
+    assert read_pool(tmp_path / "pool.jsonl") == pool
+    draws = [draw_aggregation(pool, MIXTURE, speaker, 4, 1, index).ids.tolist() for index in range(6)]
+    again = draw_aggregation(pool, MIXTURE, speaker, 4, 1, 3).ids.tolist()
+    assert again == draws[3]
+    assert len({tuple(draw) for draw in draws}) > 1
