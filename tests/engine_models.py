@@ -11,10 +11,10 @@ import torch
 
 from openzaya.chat.tokenizer import Tokenizer
 from openzaya.chat.train_tokenizer import train_tokenizer
+from openzaya.engine.executor import TorchExecutor
 from openzaya.engine.params import SamplingParams
 from openzaya.engine.sampling import sample
 from openzaya.engine.scheduler import Generation, Scheduler, slots_for
-from openzaya.engine.executor import TorchExecutor
 from openzaya.engine.state import StatePool
 from openzaya.model.config import RopeParameters, ZayaConfig
 from openzaya.model.decoder import ZayaForCausalLM

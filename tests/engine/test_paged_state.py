@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from engine_models import SHAPES, SMALL, prompt, small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine_models import SHAPES, SMALL, prompt, small_model
 from openzaya.engine.executor import PromptChunk, StepBatch, TorchExecutor
 from openzaya.engine.paged import segments_of
 from openzaya.engine.state import PAGE, StatePool

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from engine_models import small_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine_models import small_tokenizer
 from openzaya.engine.text import ReplyText, StopStrings
 
 SHORT = st.text(alphabet="ab\n", max_size=12)

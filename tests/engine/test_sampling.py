@@ -36,9 +36,9 @@ def oracle(scores, params):
     return probability / probability.sum()
 
 
-def draw(scores, params, count, seed=0):
+def draw(scores, params, count):
     """`count` tokens, each of its own sequence."""
-    seeds = np.array([derived_seed(seed, place) for place in range(count)], dtype=np.uint64)
+    seeds = np.arange(count, dtype=np.uint64)
     rows = torch.from_numpy(scores).expand(count, -1)
     return sample(rows, [params] * count, seeds, np.zeros(count, dtype=np.int64))
 
@@ -76,7 +76,7 @@ def test_a_large_vocabulary_is_drawn_from_across_its_blocks():
     assert ((drawn[likely] - 1_000) ** 2 / 1_000).sum() < CHI_SQUARE_999[19]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     st.lists(
         st.tuples(

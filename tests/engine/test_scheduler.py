@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from engine_models import (
     SHAPES,
     generation,
@@ -12,9 +15,6 @@ from engine_models import (
     small_model,
     spoken_alone,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from openzaya.engine.params import SamplingParams
 from openzaya.engine.scheduler import Scheduler
 from openzaya.engine.state import PAGE, StatePool
@@ -247,7 +247,7 @@ ACTIONS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(ACTIONS, st.integers(5, 20), st.integers(1, 6), st.sampled_from([8, 64]))
 def test_whatever_happens_no_page_is_lost_and_the_bounds_hold(actions, pages, max_batch, chunk):
     scheduler = scheduler_for(PLAIN, pages=pages, max_batch=max_batch, prefill_chunk=chunk)

@@ -68,21 +68,29 @@ class EmbeddedBackend:
 
     @classmethod
     async def open(
-        cls, source: str | Path | Engine = "tiny", *, template: ChatTemplate | None = None, **options: Any
+        cls,
+        source: str | Path | Engine = "tiny",
+        *,
+        template: ChatTemplate | None = None,
+        name: str | None = None,
+        **options: Any,
     ) -> EmbeddedBackend:
         """A backend over an engine, or over a new one on what `Engine` takes for a model, with its `options`.
 
-        The chat template is the folder's own, else ZAYA's. Raises ValueError where the model cannot be read.
+        The chat template is the folder's own, else ZAYA's; `name` identifies the model in journals. Raises ValueError
+        where the model cannot be read.
         """
         if not isinstance(source, str | Path):
-            return cls(source, template or ChatTemplate.built_in())
-        return await asyncio.to_thread(cls._load, source, template, options)
+            return cls(source, template or ChatTemplate.built_in(), name=name)
+        return await asyncio.to_thread(cls._load, source, template, name, options)
 
     @classmethod
-    def _load(cls, source: str | Path, template: ChatTemplate | None, options: Mapping[str, Any]) -> EmbeddedBackend:
+    def _load(
+        cls, source: str | Path, template: ChatTemplate | None, name: str | None, options: Mapping[str, Any]
+    ) -> EmbeddedBackend:
         folder = find_model(source)
         template = template or ChatTemplate.from_folder(folder)
-        return cls(Engine(folder, **options), template, name=str(source), owns_engine=True)
+        return cls(Engine(folder, **options), template, name=name or str(source), owns_engine=True)
 
     # ---- replies ----
 
@@ -101,24 +109,25 @@ class EmbeddedBackend:
         room = self._engine.context - len(prompt)
         wanted = min(params.max_tokens or room, room)
         closing = self._tokenizer.encode(_CLOSE_REASONING)
-        kept = len(closing) + params.force_answer
-        if params.force_answer and room > kept:
+        kept = len(closing) + params.force_answer if params.force_answer else 0
+        if 0 < kept < room:
             sampling = replace(sampling, max_tokens=min(wanted, room - kept))
-        async with aclosing(self._stream(prompt, sampling, keep_state=params.force_answer > 0)) as pieces:
+        async with aclosing(self._stream(prompt, sampling, keep_state=kept > 0)) as pieces:
             async for piece in pieces:
                 yield reply.feed(piece)
         more = 0
-        if params.force_answer and reply.finish_reason == "length":
+        if kept and reply.finish_reason == "length":
             if reply.in_reasoning:
                 reply.write(closing)
                 more = params.force_answer
             else:
+                # It was cut short for an answer that nothing has to force.
                 more = wanted - (sampling.max_tokens or wanted)
-        if more > 0 and len(reply.ids) < self._engine.context:
+        more = min(more, self._engine.context - len(reply.ids))
+        if more > 0:
             # A seed of its own: the same one would draw the first chances a second time.
             seed = None if params.seed is None else derived_seed(params.seed, 1)
-            sampling = replace(sampling, max_tokens=more, seed=seed)
-            async with aclosing(self._stream(reply.ids, sampling)) as pieces:
+            async with aclosing(self._stream(reply.ids, replace(sampling, max_tokens=more, seed=seed))) as pieces:
                 async for piece in pieces:
                     yield reply.feed(piece)
         yield reply.last()

@@ -76,23 +76,29 @@ class Fleet:
         Tries are repeated only while no server has answered: one that is down must not hold up the others.
         """
         upstreams = self.pool.upstreams
-        if any(await asyncio.gather(*map(self._answers, upstreams))):
+        if None in await asyncio.gather(*map(self._first_failure, upstreams)):
             return
         await asyncio.sleep(self._retry.delay(0, None, self._rng))
-        calls = (self._with_retries(upstream, partial(self._find_tokenizer, upstream)) for upstream in upstreams)
-        results = await asyncio.gather(*calls, return_exceptions=True)
-        failures = [result for result in results if result is not None]
-        if len(failures) == len(results):
-            raise failures[0]
+        failures = await asyncio.gather(*map(self._last_failure, upstreams))
+        if (failure := failures[0]) is not None and None not in failures:
+            raise failure
 
-    async def _answers(self, upstream: Upstream) -> bool:
-        """Whether one server tells what it offers, at the first try."""
+    async def _first_failure(self, upstream: Upstream) -> UpstreamFailure | None:
+        """Why a server did not tell what it offers at the first try; None where it did."""
         try:
             await self._find_tokenizer(upstream)
         except UpstreamFailure as failure:
             self._put_aside(upstream, failure)
-            return False
-        return True
+            return failure
+        return None
+
+    async def _last_failure(self, upstream: Upstream) -> BackendError | None:
+        """Why a server did not tell what it offers after all tries; None where it did."""
+        try:
+            await self._with_retries(upstream, partial(self._find_tokenizer, upstream))
+        except BackendError as error:
+            return error
+        return None
 
     async def stream(self, request: StreamRequest) -> AsyncGenerator[Delta]:
         """The deltas of a request, tried again on transient failures as long as no text has been given out."""
@@ -112,7 +118,7 @@ class Fleet:
                 except UpstreamFailure as error:
                     failure = error
             self._put_aside(upstream, failure)
-            if started or not failure.retry:
+            if not failure.retry:
                 raise _backend_error(failure, upstream, attempt) from None
             if failure.unreachable and moves > 0 and self.pool.has_ready():
                 moves -= 1

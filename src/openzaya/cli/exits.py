@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
+import traceback
 from enum import IntEnum
 
 import typer
@@ -43,10 +44,13 @@ def explain(error: BaseException) -> tuple[str, Code]:
     return f"unforeseen {type(error).__name__}: {_sentence(error)} (openzaya --debug shows where)", Code.UNFORESEEN
 
 
-def leave(error: BaseException) -> typer.Exit:
-    """Say on standard error what went wrong, and the exception that ends the program."""
+def leave(error: BaseException, *, debug: bool = False) -> typer.Exit:
+    """Say on standard error what went wrong, with the error's notes; returns the exception that ends the program."""
+    if debug:
+        traceback.print_exception(error)
     sentence, code = explain(error)
-    say(f"openzaya: {sentence}")
+    for line in (sentence, *getattr(error, "__notes__", ())):
+        say(f"openzaya: {line}")
     return typer.Exit(code)
 
 
@@ -62,16 +66,17 @@ def _is_backend_failure(error: BaseException) -> bool:
         ("openzaya.mrsa.course", "MrsaError"),
         ("openzaya.engine.worker", "EngineError"),
     )
-    return any(module in sys.modules and isinstance(error, getattr(sys.modules[module], name)) for module, name in known)
+    return any(
+        module in sys.modules and isinstance(error, getattr(sys.modules[module], name)) for module, name in known
+    )
 
 
 def _missing(module: str) -> str:
     extra = {"torch": "local", "safetensors": "local", "math_verify": "eval"}.get(module.partition(".")[0])
     if extra is None:
         return f"the Python package {module} is missing; install openzaya {_version()} again"
-    return (
-        f"this needs the Python package {module}; install it with: pip install 'openzaya[{extra}]'"
-        + (" (or use a server: --backend URL)" if extra == "local" else "")
+    return f"this needs the Python package {module}; install it with: pip install 'openzaya[{extra}]'" + (
+        " (or use a server: --backend URL)" if extra == "local" else ""
     )
 
 

@@ -98,7 +98,9 @@ def _grid(state: RunState, config: MrsaConfig, width: int) -> Table:
 
 def _row(state: RunState, label: str, row: RoundState | None, width: int) -> tuple[Text, ...]:
     places = row.places if row is not None else [Place()] * width
-    marks = Text(" " if width <= _SPACED_WIDTH else "").join(_mark(place, row.limit if row else None) for place in places)
+    marks = Text(" " if width <= _SPACED_WIDTH else "").join(
+        _mark(place, row.limit if row else None) for place in places
+    )
     if row is None:
         return Text(label, style="bright_black"), marks, Text(), Text(), Text()
     running = row.ended < len(row.places)

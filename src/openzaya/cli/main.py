@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 import openzaya
-from openzaya.cli import chat, convert, eval, info, solve, train
+from openzaya.cli.chat import chat
+from openzaya.cli.convert import convert
+from openzaya.cli.eval import evaluate
 from openzaya.cli.exits import leave
+from openzaya.cli.info import info
+from openzaya.cli.solve import ARGUMENTS, solve
+from openzaya.cli.train import train
 
 
 class Verbs(TyperGroup):
-    """The group of verbs; failures of any of them leave as one sentence and an exit code."""
+    """The group of verbs; a failure of any of them leaves as one sentence and an exit code."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        ctx.meta[solve.ARGUMENTS] = list(args)
+        ctx.meta[ARGUMENTS] = list(args)
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except (Exception, KeyboardInterrupt) as error:
-            if _belongs_to_the_parser(error) or ctx.params.get("debug"):
+            if _belongs_to_the_parser(error):
                 raise
-            raise leave(error) from None
+            raise leave(error, debug=ctx.params["debug"]) from None
 
 
 def _belongs_to_the_parser(error: BaseException) -> bool:
-    """Whether typer itself handles it: usage errors, a wanted exit, and a reader of our output that has left."""
-    return isinstance(error, typer.Exit | typer.Abort | BrokenPipeError) or hasattr(error, "exit_code")
+    """Whether typer itself ends the program: wrong usage, a wanted exit, or a reader of our output that has left."""
+    return hasattr(error, "exit_code") or isinstance(error, typer.Abort | BrokenPipeError)
 
 
 app = typer.Typer(
@@ -40,7 +44,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
 )
 
 
@@ -51,7 +55,7 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def openzaya_program(
+def program(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
@@ -60,12 +64,14 @@ def openzaya_program(
     """ZAYA1 in one package: solve problems with Markovian RSA, converse, evaluate, train and convert models."""
 
 
-for module in (solve.solve, chat.chat, eval.eval_, train.train, convert.convert, info.info):
-    app.command(module.__name__.rstrip("_"))(module)
+app.command("solve")(solve)
+app.command("chat")(chat)
+app.command("eval")(evaluate)
+app.command("train")(train)
+app.command("convert")(convert)
+app.command("info")(info)
 
 
 def main() -> None:
     """The entry point of the console script."""
-    if sys.version_info < (3, 11):
-        sys.exit("openzaya needs Python 3.11 or newer")
     app()

@@ -108,9 +108,7 @@ class Source:
         if self.urls:
             from openzaya.backends.openai import OpenAIBackend
 
-            backend = OpenAIBackend(
-                self.urls, self.backend_model, api_key=self.api_key, api_key_env=self.api_key_env
-            )
+            backend = OpenAIBackend(self.urls, self.backend_model, api_key=self.api_key, api_key_env=self.api_key_env)
         else:
             from openzaya.backends.embedded import EmbeddedBackend
 

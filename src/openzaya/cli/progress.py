@@ -58,9 +58,7 @@ def _live(problem: str, source: str, console: Console) -> Iterator[events.OnEven
 class LineReport:
     """A run as lines of text: its settings, each round's end, and in between a line every ten seconds at most."""
 
-    def __init__(
-        self, source: str, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, source: str, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._source, self._write, self._clock = source, write, clock
         self._state = RunState()
         self._last_line = clock()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openzaya.cli.exits import Code, InputError, explain, leave, say
+from openzaya.cli.exits import Code, InputError, explain, say
 from openzaya.cli.options import ApiKeyOption, BackendModelOption, BackendOption, ModelOption, Source
 
 if TYPE_CHECKING:
@@ -23,14 +23,12 @@ ARGUMENTS = "openzaya.arguments"
 _SHAPE = "The shape of the run"
 _LIMITS = "Limits and records"
 
-TAILS = "reasoning|hybrid|whole"
-TASKS = "auto|math|code|choice|general"
-POLICIES = "auto|final|majority|random"
-
 
 def solve(
     ctx: typer.Context,
-    problem: Annotated[str, typer.Argument(metavar="PROBLEM|-", help="The problem, or - to read it from the input.")],
+    problem: Annotated[
+        str, typer.Argument(metavar="PROBLEM|-", help="The problem, or - to read it from standard input.")
+    ],
     model: ModelOption = None,
     backend: BackendOption = None,
     backend_model: BackendModelOption = None,
@@ -39,13 +37,11 @@ def solve(
         str,
         typer.Option(
             metavar="NAME",
-            help="light, default, headline, extra, local, tiny, single, majority, rsa, delethink; auto fits the source.",
+            help="light, default, headline, extra, local, tiny, single, majority, rsa, delethink, or auto: fits the source.",
             rich_help_panel=_SHAPE,
         ),
     ] = "auto",
-    candidates: Annotated[
-        int | None, typer.Option("-N", help="Candidates a round.", rich_help_panel=_SHAPE)
-    ] = None,
+    candidates: Annotated[int | None, typer.Option("-N", help="Candidates a round.", rich_help_panel=_SHAPE)] = None,
     tails: Annotated[
         int | None, typer.Option("-C", help="Tails that each aggregation reads.", rich_help_panel=_SHAPE)
     ] = None,
@@ -61,21 +57,27 @@ def solve(
         int | None,
         typer.Option(help="Token limit of a candidate in the last round and of a final call.", rich_help_panel=_SHAPE),
     ] = None,
-    final_n: Annotated[
-        int | None, typer.Option(help="Candidates of the last round.", rich_help_panel=_SHAPE)
-    ] = None,
+    final_n: Annotated[int | None, typer.Option(help="Candidates of the last round.", rich_help_panel=_SHAPE)] = None,
     tail: Annotated[
-        str | None, typer.Option(metavar=TAILS, help="What a tail is cut from.", rich_help_panel=_SHAPE)
+        str | None,
+        typer.Option(
+            metavar="KIND", help="What a tail is cut from: reasoning, hybrid or whole.", rich_help_panel=_SHAPE
+        ),
     ] = None,
     task: Annotated[
-        str | None, typer.Option(metavar=TASKS, help="How answers are read, and the wording.", rich_help_panel=_SHAPE)
+        str | None,
+        typer.Option(
+            metavar="KIND", help="Of the problem: auto, math, code, choice or general.", rich_help_panel=_SHAPE
+        ),
     ] = None,
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Wordings of your own, in TOML.", rich_help_panel=_SHAPE)
     ] = None,
     select: Annotated[
         str | None,
-        typer.Option(metavar=POLICIES, help="Who answers when the last round is over.", rich_help_panel=_SHAPE),
+        typer.Option(
+            metavar="POLICY", help="Who answers in the end: auto, final, majority or random.", rich_help_panel=_SHAPE
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="S", help="Decides every draw.", rich_help_panel=_SHAPE)] = 0,
     max_total_tokens: Annotated[
@@ -132,12 +134,9 @@ def solve(
                 max_total_tokens=max_total_tokens,
                 deadline=deadline,
             )
-    except BaseException as error:
-        kept = resume or journal
-        if explain(error)[1] in (Code.INTERRUPTED, Code.BACKEND_FAILED) and not ctx.find_root().params.get("debug"):
-            ending = leave(error)
-            say(how_to_go_on(ctx.meta.get(ARGUMENTS, ()), kept))
-            raise ending from None
+    except (Exception, KeyboardInterrupt) as error:
+        if explain(error)[1] in (Code.INTERRUPTED, Code.BACKEND_FAILED):
+            error.add_note(how_to_go_on(ctx.meta.get(ARGUMENTS, ()), resume or journal))
         raise
     raise typer.Exit(print_solution(solution, as_json=as_json))
 
@@ -170,9 +169,9 @@ def print_solution(solution: Solution, *, as_json: bool) -> Code:
 def how_to_go_on(arguments: Sequence[str], kept: Path | None) -> str:
     """What to tell after an interruption: the command that resumes the run from the journal `kept`."""
     if kept is None or not kept.is_file():
-        return "openzaya: nothing was kept of this run; --journal FILE keeps every finished rollout for --resume FILE"
+        return "nothing was kept of this run; --journal FILE keeps every finished rollout for --resume FILE"
     command = shlex.join(["openzaya", *_with_resume(arguments, kept)])
-    return f"openzaya: the journal {kept} is whole; go on with: {command}"
+    return f"the journal {kept} is whole; go on with: {command}"
 
 
 def _with_resume(arguments: Sequence[str], kept: Path) -> list[str]:
@@ -186,4 +185,5 @@ def _with_resume(arguments: Sequence[str], kept: Path) -> list[str]:
             skip = True
         elif not argument.startswith(("--journal=", "--resume=")):
             found.append(argument)
-    return [*found, "--resume", str(kept)]
+    place = found.index("solve") + 1 if "solve" in found else 0
+    return [*found[:place], "--resume", str(kept), *found[place:]]

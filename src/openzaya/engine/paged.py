@@ -37,9 +37,8 @@ class DecodeView:
         self._lengths_B = torch.from_numpy(lengths_B).to(pool.device)
         self._pages_B = torch.from_numpy(pool.tables[slots_B, lengths_B // PAGE].astype(np.int64)).to(pool.device)
         self._places_B = torch.from_numpy(lengths_B % PAGE).to(pool.device)
-        self._segments = [
-            segment.on(pool.device, lengths_B) for segment in segments_of(pool.tables[slots_B], lengths_B + 1)
-        ]
+        tables = pool.tables[slots_B, : pages_for(int(lengths_B.max()) + 1)]
+        self._segments = [segment.on(pool.device, lengths_B) for segment in segments_of(tables, lengths_B + 1)]
         self._stand_in = torch.ones(len(slots_B), 1, 1, 1, dtype=torch.bool, device=pool.device)
 
     def positions(self, length: int) -> Tensor:

@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -94,6 +95,7 @@ class Worker:
         self._make_scheduler = make_scheduler
         self.scheduler = make_scheduler()
         self._tokenizer = tokenizer
+        self._hidden = hidden_ids(tokenizer) if tokenizer else frozenset()
         self._before_work, self._after_step = before_work, after_step
         self._replies: dict[Generation, Reply] = {}
         self._commands: deque[Callable[[], None]] = deque()
@@ -121,13 +123,14 @@ class Worker:
             for reply in replies:
                 if self._replies.pop(reply.generation, None) is not None:
                     self.scheduler.cancel(reply.generation)
-                    self._finish(reply)
+                    self._end_cancelled(reply)
 
-        if not self._closed:
+        with suppress(EngineError):  # closed, so everything has ended already
             self._command(stop)
 
     def between_steps(self, action: Callable[[Scheduler], T]) -> T:
-        """Run `action` while no step runs, and wait for it; errors are raised here."""
+        """Run `action` while no step runs, and wait for it; its errors are raised here. Not for listeners, which run on
+        the thread that would be waited for."""
         future: Future[T] = Future()
 
         def run() -> None:
@@ -157,6 +160,17 @@ class Worker:
     # ---- on the worker's thread ----
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:
+            # Whatever it is, nobody may wait for a thread that is gone.
+            with self._wake:
+                self._closed = True
+            self._fail_all(error)
+            self._after_step()
+            raise
+
+    def _work(self) -> None:
         while True:
             with self._wake:
                 while not (self._commands or self.scheduler.busy or self._closed):
@@ -179,7 +193,9 @@ class Worker:
         try:
             emissions = self.scheduler.step()
         except Exception as error:
-            self._fail_all(error)
+            failure = EngineError(f"a step of the engine failed: {error}")
+            failure.__cause__ = error
+            self._fail_all(failure)
             self.scheduler = self._make_scheduler()
             return
         for emission in emissions:
@@ -213,14 +229,18 @@ class Worker:
         if output is not None:
             reply.done.set_result(output)
 
-    def _finish(self, reply: Reply) -> None:
+    def _end_cancelled(self, reply: Reply) -> None:
         """Tell the readers of a cancelled reply what there is of it."""
-        if reply.text:
-            reply.shown.append(reply.text.finish())
-        output = self._output(reply)
-        if reply.listener is not None:
-            reply.listener(Piece(output=output))
-        reply.done.set_result(output)
+        try:
+            if reply.text:
+                reply.shown.append(reply.text.finish())
+            output = self._output(reply)
+            if reply.listener is not None:
+                reply.listener(Piece(output=output))
+        except Exception as error:
+            reply.done.set_exception(error)
+        else:
+            reply.done.set_result(output)
 
     def _output(self, reply: Reply) -> Output:
         generation = reply.generation
@@ -233,8 +253,8 @@ class Worker:
         if reply.text is not None:
             text = "".join(reply.shown)
         elif self._tokenizer is not None:
-            hidden = hidden_ids(self._tokenizer)
-            text = self._tokenizer.decode(index for index in (ids[:-1] if ended_by_id else ids) if index not in hidden)
+            shown = ids[:-1] if ended_by_id else ids
+            text = self._tokenizer.decode(index for index in shown if index not in self._hidden)
         else:
             text = ""
         return Output(
@@ -247,7 +267,7 @@ class Worker:
             cached_tokens=generation.cached_tokens,
         )
 
-    def _fail_all(self, error: Exception) -> None:
+    def _fail_all(self, error: BaseException) -> None:
         replies, self._replies = self._replies, {}
         for reply in replies.values():
             reply.done.set_exception(error)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from openzaya.backends.protocol import ChatParams
 from openzaya.evals.spec import EvalError, EvalSpec, MajorityArm, ModelSpec, MrsaArm, SingleArm
@@ -67,7 +68,7 @@ Arm = SampledArm | RsaArm
 
 
 def arms_of(spec: EvalSpec) -> list[Arm]:
-    """The arms of a specification, controls after their own. Raises EvalError (ConfigError for a preset) where wrong."""
+    """The arms of a specification, controls after their own. Raises EvalError, or ConfigError for a preset."""
     pools: dict[tuple[str, ChatParams], Pool] = {}
     arms: list[Arm] = []
     first = next(iter(spec.models))
@@ -174,7 +175,7 @@ def shares_round_zero(pool: Pool, config: MrsaConfig) -> bool:
 
 def arms_digest(arms: Sequence[Arm]) -> str:
     """SHA-256 of every setting of the arms that changes what is generated or what it is called."""
-    rows = []
+    rows: list[list[Any]] = []
     for arm in arms:
         if isinstance(arm, RsaArm):
             rows.append([arm.name, arm.model, arm.tails, arm.control_of, arm.config.digest])

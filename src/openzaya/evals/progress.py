@@ -41,9 +41,9 @@ class Meter:
         self._began = time.monotonic()
         self._told = self._began
 
-    def plan(self, total: int, restored: int) -> None:
-        """State how many rollouts there are in all, and how many of them were there before."""
-        self._total, self._restored = total, restored
+    def plan(self, done: int, total: int) -> None:
+        """State how many rollouts there are in all, and how many of them are done by now."""
+        self._total, self._restored = total, done - self._done
 
     def begin(self, stage: str) -> None:
         self._stage = stage

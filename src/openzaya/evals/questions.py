@@ -1,4 +1,4 @@
-"""The questions of a benchmark: held-out problems of a family by seed, or the lines of a file, and when an answer is right."""
+"""The questions of a benchmark, held-out problems of a family or lines of a file, and when an answer is right."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, get_args
 
 from openzaya.evals.spec import AnswerTask, EvalError, EvalSpec, FamilySpec, FileSpec
@@ -43,7 +42,7 @@ class Question:
 
 
 def questions_of(spec: EvalSpec) -> list[Question]:
-    """All questions of an evaluation, benchmark by benchmark. Raises EvalError for what does not exist or is too few."""
+    """All questions of an evaluation, benchmark by benchmark. Raises EvalError for what is missing or too few."""
     found: list[Question] = []
     for family in spec.problems:
         found += held_out_questions(family, spec.seed)

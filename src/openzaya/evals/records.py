@@ -175,7 +175,4 @@ def _compact(candidate: Candidate) -> dict[str, Any]:
 
 def _result(values: Mapping[str, Any]) -> Result:
     candidates = tuple(Candidate.from_json({**_PLAIN, **each}) for each in values["candidates"])
-    return Result(
-        arm=values["arm"], problem=values["problem"], candidates=candidates, answer=values.get("answer")
-    )
-
+    return Result(arm=values["arm"], problem=values["problem"], candidates=candidates, answer=values.get("answer"))

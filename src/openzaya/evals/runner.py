@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from openzaya.backends.protocol import Backend
 from openzaya.evals.arms import Arm, Pool, RsaArm, SampledArm, first_samples, matched_samples, shares_round_zero
@@ -90,8 +91,9 @@ class Runner:
     def _majority_units(self, model: str) -> Iterator[_Unit]:
         for pool in self._pools:
             if pool.model == model:
+                sizes = self._pool_sizes(pool)
                 for question in self._questions:
-                    yield from self._pool_units(pool, question, self._pool_size(pool, question))
+                    yield from self._pool_units(pool, question, sizes[question.benchmark])
 
     def _pool_units(self, pool: Pool, question: Question, size: int) -> Iterator[_Unit]:
         places = self._missing(pool, question, size)
@@ -106,9 +108,14 @@ class Runner:
         there = {candidate.index for candidate in kept.candidates} if kept else set()
         return [place for place in range(size) if place not in there]
 
-    def _pool_size(self, pool: Pool, question: Question) -> int:
+    def _pool_sizes(self, pool: Pool) -> dict[str, int]:
+        """Rollouts of a pool for each problem, by benchmark, as far as tokens are measured by now."""
         users = [arm for arm in self._arms if isinstance(arm, SampledArm) and arm.pool == pool]
-        return max(samples_for(arm, question.benchmark, self._arms, self._questions, self._results) for arm in users)
+        benchmarks = dict.fromkeys(question.benchmark for question in self._questions)
+        return {
+            name: max(samples_for(arm, name, self._arms, self._questions, self._results) for arm in users)
+            for name in benchmarks
+        }
 
     # ---- one unit's work
 
@@ -130,8 +137,8 @@ class Runner:
         shared = self._shared(pool, question)
         fresh = [place for place in places if place not in shared]
         sampled = await sample(question, pool.params, fresh, question_seed(self._seed, question), backend)
-        candidates = [shared[place] for place in places if place in shared]
-        return Result(arm=pool.name, problem=question.id, candidates=(*candidates, *sampled))
+        found = {candidate.index: candidate for candidate in sampled} | shared
+        return Result(arm=pool.name, problem=question.id, candidates=tuple(found[place] for place in places))
 
     def _shared(self, pool: Pool, question: Question) -> dict[int, Candidate]:
         """Candidates of a round 0 that was sampled exactly as the pool is."""
@@ -152,27 +159,25 @@ class Runner:
         if not left:
             return
         self._meter.begin(name)
-        backend = MeteredBackend(await sources.get(model), self._concurrency, self._meter.count)
+        backend: Any = MeteredBackend(await sources.get(model), self._concurrency, self._meter.count)
         await _carry_out(left, backend, 2 * self._concurrency, self._results.add)
 
     def _state_plan(self) -> None:
-        """Tell the meter how many rollouts there are in all."""
+        """Tell the meter how many rollouts there are in all, and how many of them are done."""
         total = left = 0
         for arm in self._rsa:
             cost = arm.rollouts - (arm.config.width(0) if arm.control_of else 0)
             total += cost * len(self._questions)
             left += cost * len(self._lacking(arm))
         for pool in self._pools:
+            sizes = self._pool_sizes(pool)
             for question in self._questions:
-                size = self._pool_size(pool, question)
-                total += size
-                left += len(self._missing(pool, question, size))
-        self._meter.plan(total, left)
+                total += sizes[question.benchmark]
+                left += len(self._missing(pool, question, sizes[question.benchmark]))
+        self._meter.plan(total - left, total)
 
 
-async def _carry_out(
-    units: Sequence[_Unit], backend: Backend, open_width: int, keep: Callable[[Result], None]
-) -> None:
+async def _carry_out(units: Sequence[_Unit], backend: Backend, open_width: int, keep: Callable[[Result], None]) -> None:
     """Work on so many units at once that `open_width` rollouts may be asked for; the first error ends them all."""
     waiting = iter(units)
     coming = next(waiting, None)
@@ -206,18 +211,15 @@ def samples_for(
         return arm.samples
     target = next(each for each in arms if isinstance(each, RsaArm) and each.name == arm.match)
     first = first_samples(arm.pool, arms)
-    pairs = [
-        (results.get(target.name, question.id), results.get(arm.pool.name, question.id))
-        for question in questions
-        if question.benchmark == benchmark
-    ]
-    matched = [run for run, _singles in pairs if run is not None]
-    single = [each for _run, singles in pairs if singles is not None for each in singles.candidates if each.index < first]
-    if not matched or not single:
+    places = [question.id for question in questions if question.benchmark == benchmark]
+    runs = [run for run in (results.get(target.name, place) for place in places) if run is not None]
+    pools = [pool for pool in (results.get(arm.pool.name, place) for place in places) if pool is not None]
+    singles = [candidate for pool in pools for candidate in pool.candidates if candidate.index < first]
+    if not runs or not singles:
         return max(first, target.rollouts)
     return matched_samples(
-        sum(total_usage(run.candidates).completion_tokens for run in matched),
-        len(matched),
-        total_usage(single).completion_tokens,
-        len(single),
+        sum(total_usage(run.candidates).completion_tokens for run in runs),
+        len(runs),
+        total_usage(singles).completion_tokens,
+        len(singles),
     )

@@ -10,21 +10,19 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-from openzaya.backends.protocol import Backend, BackendError, Capabilities, ChatParams, Delta, Message
-from openzaya.engine.params import SamplingParams
+from openzaya.backends.protocol import Backend, BackendError, ChatParams, Delta, Message
 from openzaya.evals.spec import EvalError, ModelSpec
 
 
 class MeteredBackend:
-    """A backend with a bound on the rollouts in flight, which counts tokens and ended rollouts as they come."""
+    """A backend with a bound on the rollouts in flight, which counts tokens and ended rollouts as they come.
+
+    All but `chat` is the inner backend's own.
+    """
 
     def __init__(self, inner: Backend, concurrency: int, on_tokens: Callable[[int, bool], None]) -> None:
         """`on_tokens` is told new tokens, and whether a rollout has ended."""
         self._inner, self._gate, self._on_tokens = inner, asyncio.Semaphore(concurrency), on_tokens
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return self._inner.capabilities
 
     async def chat(self, messages: Sequence[Message], params: ChatParams) -> AsyncGenerator[Delta]:
         async with self._gate, aclosing(self._inner.chat(messages, params)) as deltas:  # type: ignore[type-var]
@@ -40,23 +38,8 @@ class MeteredBackend:
             finally:
                 self._on_tokens(0, True)
 
-    def complete(self, prompt: str | Sequence[int], params: SamplingParams) -> AsyncGenerator[Delta]:
-        return self._inner.complete(prompt, params)  # type: ignore[return-value]
-
-    async def count(self, text: str) -> int | None:
-        return await self._inner.count(text)
-
-    async def encode(self, text: str) -> list[int] | None:
-        return await self._inner.encode(text)
-
-    async def decode(self, ids: Sequence[int]) -> str | None:
-        return await self._inner.decode(ids)
-
-    async def swap_weights(self, source: Any) -> None:
-        await self._inner.swap_weights(source)
-
-    async def aclose(self) -> None:
-        """The inner backend belongs to who opened it."""
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
 
 
 class Sources:
@@ -108,7 +91,7 @@ async def _opened(spec: ModelSpec) -> Backend:
         key = os.environ.get(spec.api_key_env) if spec.api_key_env else None
         if spec.api_key_env and not key:
             raise EvalError(f"the environment variable {spec.api_key_env} is not set; set it to the server's key")
-        server = OpenAIBackend(spec.backend, spec.backend_model, api_key=key, api_key_env=spec.api_key_env)
+        server: Any = OpenAIBackend(spec.backend, spec.backend_model, api_key=key, api_key_env=spec.api_key_env)
         await _or_close(server, server.discover())
         return server
     from openzaya.backends.embedded import EmbeddedBackend

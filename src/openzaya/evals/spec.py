@@ -51,9 +51,9 @@ class EngineSpec(_Settings):
     """How the embedded engine runs a model; the defaults are the engine's own."""
 
     memory: int | str | None = None
-    threads: int | None = Field(None, ge=1)
-    max_batch: int | None = Field(None, ge=1)
-    prefill_chunk: int | None = Field(None, ge=1)
+    threads: int | None = Field(default=None, ge=1)
+    max_batch: int | None = Field(default=None, ge=1)
+    prefill_chunk: int | None = Field(default=None, ge=1)
     dtype: str | None = None
     device: str | None = None
     numerics: str | None = None
@@ -129,7 +129,7 @@ ArmSpec = Annotated[SingleArm | MajorityArm | MrsaArm, Field(discriminator="mode
 
 
 class EvalSpec(_Settings):
-    """One evaluation: every arm on the same problems. Build it with `make_spec` or `load_spec` for one-sentence errors."""
+    """One evaluation: every arm on the same problems. `make_spec` and `load_spec` give one-sentence errors."""
 
     problems: tuple[FamilySpec, ...] = ()
     files: tuple[FileSpec, ...] = ()
@@ -166,7 +166,7 @@ def make_spec(values: Mapping[str, Any]) -> EvalSpec:
 
 
 def load_spec(path: str | Path) -> EvalSpec:
-    """Read a TOML file with the fields of `EvalSpec`; raises EvalError where it cannot be read or holds a wrong value."""
+    """Read a TOML file with the fields of `EvalSpec`; raises EvalError where it cannot be read or is wrong."""
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -64,7 +64,7 @@ def _scaled(text: str) -> Fraction | None:
 
 def _times_power(factor: Fraction, base: Fraction, exponent: int) -> Fraction | None:
     bits = max(base.numerator.bit_length(), base.denominator.bit_length())
-    if (base == 0 and exponent <= 0):
+    if abs(exponent) > _LARGEST_EXPONENT or bits * abs(exponent) > _LARGEST_BITS or (base == 0 and exponent <= 0):
         return None
     return factor * base**exponent
 

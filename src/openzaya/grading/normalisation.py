@@ -33,11 +33,13 @@ def normalise(answer: str) -> str:
     return read(answer).key
 
 
-@lru_cache(maxsize=4096)
 def read(answer: str) -> Reading:
     """Read an answer; one above 4,000 characters is compared as text only, so this stays fast on anything."""
-    if len(answer) > _LONGEST:
-        return Reading(" ".join(answer.split()))
+    return Reading(" ".join(answer.split())) if len(answer) > _LONGEST else _read(answer)
+
+
+@lru_cache(maxsize=4096)
+def _read(answer: str) -> Reading:
     reading = _structure(_clean(answer), 0)
     for _ in range(4):  # a rewriting may uncover another (a period behind a unit, a group inside a box)
         again = _structure(_clean(reading.key), 0)

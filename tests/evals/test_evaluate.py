@@ -1,0 +1,381 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from eval_backend import PretendModel
+
+from openzaya.backends.protocol import BackendError
+from openzaya.evals import EvalError, EvalSpec, Report, evaluate, make_spec
+from openzaya.evals.questions import Question, questions_of
+from openzaya.mrsa.prompts import bundled_prompts, question_text
+
+RSA = {"candidates": 4, "tails": 2, "rounds": 2, "beta": 64, "tau": 24, "final_tokens": 64}
+SHAPES = [
+    {"mode": "single", "samples": 3},
+    {"mode": "single", "temperature": 0.0},
+    {"mode": "majority", "match": "mrsa"},
+    {"mode": "mrsa", "preset": "tiny", "settings": RSA},
+]
+
+
+def specification(**values: Any) -> EvalSpec:
+    base = {
+        "problems": [
+            {"family": "arithmetic_chain", "count": 6, "difficulty": (2, 4)},
+            {"family": "logic_order", "count": 4},
+        ],
+        "models": {"main": {}},
+        "arms": SHAPES,
+        "resamples": 200,
+    }
+    return make_spec({**base, **values})
+
+
+def model_for(spec: EvalSpec, **options: Any) -> PretendModel:
+    return PretendModel({question.text: question.answers[0] for question in read(spec)}, **options)
+
+
+class Read:
+    """A question with its right answers, however it is verified."""
+
+    def __init__(self, question: Question) -> None:
+        self.text = question.text
+        self.answers = (question.problem.answer,) if question.problem else question.accepted
+
+
+def read(spec: EvalSpec) -> list[Read]:
+    return [Read(question) for question in questions_of(spec)]
+
+
+def run(spec: EvalSpec, **models: PretendModel) -> Report:
+    return evaluate(spec, backends=models)
+
+
+def without_date(report: Report) -> dict[str, Any]:
+    return report.model_dump(exclude={"created"})
+
+
+def test_all_arms_run_on_the_same_problems_and_every_generated_token_is_counted() -> None:
+    spec = specification()
+    model = model_for(spec, fails=0.1)
+    report = run(spec, main=model)
+    assert [arm.name for arm in report.arms] == [
+        "single",
+        "greedy",
+        "majority",
+        "mrsa",
+        "mrsa, shuffled tails",
+        "mrsa, empty tails",
+    ]
+    assert {row.problems for row in report.rows if row.scope == "pooled"} == {10}
+    assert sum(report.row("mrsa", "pooled").finish_reasons.values()) == report.row("mrsa", "pooled").rollouts
+    failed = report.row("mrsa", "pooled").finish_reasons["failed"]
+    assert failed > 0
+    # What the model was asked for is exactly what was counted; round 0 of the controls was not asked for again.
+    controls = [report.row(name, "pooled") for name in ("mrsa, shuffled tails", "mrsa, empty tails")]
+    shared = 2 * 4 * 10
+    pool = report.row("majority", "pooled").rollouts
+    asked = (
+        pool
+        + report.row("greedy", "pooled").rollouts
+        + sum(row.rollouts for row in (report.row("mrsa", "pooled"), *controls))
+    )
+    assert len(model.calls) == asked - shared
+
+
+def test_tokens_of_failed_and_cut_rollouts_count(tmp_path: Path) -> None:
+    spec = specification(arms=[{"mode": "single", "samples": 12, "max_tokens": 30}], out=tmp_path)
+    report = run(spec, main=model_for(spec, fails=0.3))
+    row = report.row("single", "pooled")
+    assert set(row.finish_reasons) == {"failed", "length", "stop"}
+    records = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()][1:]
+    tokens = Counter()
+    for record in records:
+        for candidate in record["candidates"]:
+            tokens[candidate["finish_reason"]] += candidate["usage"]["completion_tokens"]
+    assert tokens["failed"] == 5 * row.finish_reasons["failed"]
+    assert tokens["length"] == 30 * row.finish_reasons["length"]
+    assert row.generated_tokens == tokens.total()
+    assert row.cut_share == row.finish_reasons["length"] / 120
+
+
+def test_a_reply_cut_before_its_answer_is_wrong() -> None:
+    spec = specification(arms=[{"mode": "single", "samples": 2, "max_tokens": 5}])
+    report = run(spec, main=model_for(spec, skill=lambda prompt: 1.0))
+    row = report.row("single", "pooled")
+    assert (row.mean.value, row.unanswered_share, row.cut_share) == (0.0, 1.0, 1.0)
+
+
+def test_single_rollouts_are_not_cut_at_beta_and_candidates_are() -> None:
+    spec = specification()
+    model = model_for(spec)
+    run(spec, main=model)
+    limits = Counter(params.max_tokens for _prompt, params in model.calls)
+    assert set(limits) == {None, 64}
+
+
+def test_shuffled_tails_are_another_problems_and_empty_ones_are_empty() -> None:
+    spec = specification(arms=[{"mode": "mrsa", "preset": "tiny", "settings": {**RSA, "select": "majority"}}])
+    model = model_for(spec, thought=60)
+    run(spec, main=model)
+    fixed = {
+        len(question.text) + len(bundled_prompts().fixed_text(question.task, 2)) for question in questions_of(spec)
+    }
+    plain = {question.text for question in read(spec)}
+    aggregations = [prompt for prompt, _params in model.calls if prompt not in plain]
+    assert len(aggregations) == 3 * 2 * 4 * 10
+    shown = [prompt for prompt in aggregations if "xxx" in prompt]
+    blank = [prompt for prompt in aggregations if "xxx" not in prompt]
+    assert len(blank) == 2 * 4 * 10
+    assert {len(prompt) for prompt in blank} <= fixed
+    assert len(shown) == 2 * 2 * 4 * 10
+
+
+@pytest.mark.parametrize("family", ["arithmetic_chain", "logic_order"])
+def test_a_shuffled_run_never_reads_its_own_problem(family: str) -> None:
+    spec = specification(
+        problems=[{"family": family, "count": 5}],
+        arms=[{"mode": "mrsa", "preset": "tiny", "settings": {**RSA, "tau": 60, "select": "majority"}}],
+    )
+    model = model_for(spec, thought=120)
+    # A tail is all of a short thought: the question's beginning and random digits, which name its rollout.
+    texts = {question.text[:30]: question.text for question in read(spec)}
+    assert len(texts) == 5
+    run(spec, main=model)
+    sources: Counter[str] = Counter()
+    for prompt, _params in model.calls:
+        question = next(text for text in texts.values() if text in prompt)
+        for start, text in texts.items():
+            if f"{start}|0." in prompt:
+                sources["own" if text == question else "other"] += 1
+    assert sources["own"] > 0
+    assert sources["other"] > 0
+    assert all(
+        not (f"{own[:30]}|0." in prompt and f"{other[:30]}|0." in prompt)
+        for prompt, _params in model.calls
+        for own in [next(text for text in texts.values() if text in prompt)]
+        for other in texts.values()
+        if other != own
+    )
+
+
+def test_controls_and_own_arm_share_round_0_and_its_seeds() -> None:
+    spec = specification(arms=[{"mode": "single", "samples": 4}, SHAPES[-1]])
+    model = model_for(spec)
+    report = run(spec, main=model)
+    for scope in report.scopes:
+        rounds = [report.row(name, scope).round_means[0] for name in ("mrsa", "mrsa, shuffled tails")]
+        # The single rollouts have the seeds of round 0, and nothing here is long enough to be cut.
+        assert rounds == [report.row("single", scope).mean.value] * 2
+    plain = {question.text for question in read(spec)}
+    first = Counter((prompt, params.seed, params.max_tokens) for prompt, params in model.calls if prompt in plain)
+    assert set(first.values()) == {1}
+
+
+def test_sampling_that_agrees_with_round_0_is_not_repeated() -> None:
+    spec = specification(arms=[{"mode": "single", "samples": 6, "max_tokens": 64}, {**SHAPES[-1], "controls": []}])
+    model = model_for(spec)
+    report = run(spec, main=model)
+    assert report.row("single", "pooled").rollouts == 60
+    assert len(model.calls) == report.row("mrsa", "pooled").rollouts + 10 * 2
+
+
+def test_the_majority_gets_as_many_measured_tokens_as_markovian_rsa_family_by_family() -> None:
+    spec = specification()
+    report = run(spec, main=model_for(spec, fails=0.05))
+    for family in ("arithmetic_chain", "logic_order"):
+        mrsa, majority = report.row("mrsa", family), report.row("majority", family)
+        single = report.row("single", family)
+        rollout = single.generated_tokens / single.rollouts
+        wanted = mrsa.generated_tokens / mrsa.problems / rollout
+        assert majority.candidates[0] == majority.candidates[1]
+        assert wanted <= majority.candidates[0] < wanted + 1
+    assert report.row("majority", "macro").candidates[0] <= report.row("majority", "macro").candidates[1]
+
+
+def test_a_baseline_model_is_held_to_the_tokens_of_the_main_one() -> None:
+    arms = [
+        *SHAPES,
+        {"mode": "single", "model": "baseline", "samples": 5},
+        {"mode": "majority", "model": "baseline", "match": "mrsa"},
+    ]
+    spec = specification(models={"main": {}, "baseline": {}}, arms=arms)
+    main = model_for(spec, skill=lambda prompt: 0.9 if "[2]" in prompt else 0.5)
+    baseline = model_for(spec, name="other", thought=20, skill=lambda prompt: 0.3)
+    report = run(spec, main=main, baseline=baseline)
+    assert report.row("baseline majority", "pooled").candidates[0] > report.row("majority", "pooled").candidates[1]
+    ratio = report.row("baseline majority", "pooled").generated_tokens / report.row("mrsa", "pooled").generated_tokens
+    assert 0.8 < ratio < 1.25
+    gain = report.comparison("mrsa", "baseline single", "mean", "pooled")
+    difference = report.row("mrsa", "pooled").mean.value - report.row("baseline single", "pooled").mean.value
+    assert gain.difference.value == pytest.approx(difference)
+    assert gain.p_value < 0.01 < gain.difference.low
+    assert report.comparison("mrsa", "baseline majority", "selected", "macro").better > 0
+
+
+def test_an_effect_of_tails_shows_against_shuffled_and_empty_ones() -> None:
+    def reads_its_own(prompt: str) -> float:
+        start = prompt[:30]
+        return 1.0 if prompt.count(start) > 1 else 0.3
+
+    settings = {**RSA, "tau": 60}
+    spec = specification(
+        problems=[{"family": "arithmetic_chain", "count": 12}],
+        arms=[{"mode": "mrsa", "preset": "tiny", "settings": settings}],
+    )
+    report = run(spec, main=model_for(spec, skill=reads_its_own, thought=50))
+    assert report.row("mrsa", "arithmetic_chain").round_means[2] > 0.9
+    for control in ("shuffled", "empty"):
+        found = report.comparison("mrsa", f"mrsa, {control} tails", "mean", "arithmetic_chain")
+        assert found.difference.low > 0.3
+        assert found.p_value < 0.01
+
+
+def test_only_held_out_problems_are_asked_and_scopes_are_families_macro_and_pooled() -> None:
+    spec = specification(arms=[SHAPES[1]])
+    report = run(spec, main=model_for(spec))
+    assert report.scopes == ("arithmetic_chain", "logic_order", "macro", "pooled")
+    assert [(entry.name, entry.problems, entry.difficulty) for entry in report.benchmarks] == [
+        ("arithmetic_chain", 6, (2, 4)),
+        ("logic_order", 4, (1, 4)),
+    ]
+    means = [report.row("greedy", scope).mean.value for scope in report.scopes]
+    assert means[2] == pytest.approx((means[0] + means[1]) / 2)
+    assert means[3] == pytest.approx((6 * means[0] + 4 * means[1]) / 10)
+
+
+def test_greedy_asks_for_temperature_0_once() -> None:
+    spec = specification(arms=[SHAPES[1]])
+    model = model_for(spec)
+    run(spec, main=model)
+    assert [params.temperature for _prompt, params in model.calls] == [0.0] * 10
+
+
+def test_rollouts_in_flight_are_bounded_and_the_bound_is_used() -> None:
+    spec = specification(concurrency=7)
+    model = model_for(spec)
+    run(spec, main=model)
+    assert model.open_most == 7
+
+
+def test_a_run_resumed_at_every_boundary_gives_the_same_report_and_repeats_nothing(tmp_path: Path) -> None:
+    spec = specification(out=tmp_path / "whole", problems=[{"family": "arithmetic_chain", "count": 3}])
+    whole = without_date(run(spec, main=model_for(spec, fails=0.1)))
+    data = (tmp_path / "whole" / "results.jsonl").read_bytes()
+    lines = data.splitlines(keepends=True)
+    assert len(lines) == 1 + 3 * (3 + 2) + 3
+    for kept in range(len(lines) + 1):
+        folder = tmp_path / str(kept)
+        folder.mkdir()
+        torn = b"" if kept == len(lines) else lines[kept][: len(lines[kept]) // 2]
+        (folder / "results.jsonl").write_bytes(b"".join(lines[:kept]) + torn)
+        model = model_for(spec, fails=0.1)
+        again = specification(out=folder, problems=[{"family": "arithmetic_chain", "count": 3}])
+        assert without_date(run(again, main=model)) == whole
+        assert sorted((folder / "results.jsonl").read_bytes().splitlines()[1:], key=_place) == sorted(
+            lines_of(data), key=_place
+        )
+        if kept == len(lines):
+            assert model.calls == []
+
+
+def _place(line: bytes) -> tuple[str, str, int]:
+    record = json.loads(line)
+    return record["arm"], record["problem"], record["candidates"][0]["index"]
+
+
+def lines_of(data: bytes) -> list[bytes]:
+    return data.splitlines()[1:]
+
+
+def test_what_was_finished_is_kept_when_a_run_dies(tmp_path: Path) -> None:
+    spec = specification(out=tmp_path, concurrency=4)
+    with pytest.raises(KeyError, match="killed"):
+        run(spec, main=model_for(spec, die_after=60))
+    kept = len((tmp_path / "results.jsonl").read_text().splitlines())
+    assert kept > 2
+    model = model_for(spec)
+    resumed = run(spec, main=model)
+    assert without_date(resumed) == without_date(run(specification(), main=model_for(spec)))
+
+
+def test_results_of_another_evaluation_or_model_are_refused_in_one_sentence(tmp_path: Path) -> None:
+    small = {"arms": [SHAPES[0]], "out": tmp_path}
+    spec = specification(**small)
+    run(spec, main=model_for(spec))
+    other = specification(**small, seed=1)
+    with pytest.raises(EvalError, match=r"another evaluation \(seed differ\)"):
+        run(other, main=model_for(other))
+    with pytest.raises(EvalError, match="another model as 'main'"):
+        run(spec, main=model_for(spec, name="other"))
+    (tmp_path / "results.jsonl").write_text("something else\n")
+    with pytest.raises(EvalError, match="line 1 of"):
+        run(spec, main=model_for(spec))
+
+
+def test_the_budget_of_a_run_may_change_on_resuming(tmp_path: Path) -> None:
+    small = {"arms": [SHAPES[0]], "out": tmp_path}
+    spec = specification(**small)
+    run(spec, main=model_for(spec))
+    model = model_for(spec)
+    run(specification(**small, concurrency=3, resamples=300), main=model)
+    assert model.calls == []
+
+
+def test_a_source_that_always_fails_is_an_error_and_not_a_score_of_zero() -> None:
+    spec = specification(arms=[SHAPES[0]])
+    with pytest.raises(BackendError, match="no rollout of .* succeeded"):
+        run(spec, main=model_for(spec, fails=1.0))
+
+
+def test_text_is_kept_only_when_asked_for_and_tails_where_a_control_reads_them(tmp_path: Path) -> None:
+    spec = specification(out=tmp_path / "lean")
+    run(spec, main=model_for(spec))
+    rich = specification(out=tmp_path / "rich", keep_text=True)
+    run(rich, main=model_for(rich))
+    lean = [json.loads(line) for line in (tmp_path / "lean" / "results.jsonl").read_text().splitlines()[1:]]
+    full = [json.loads(line) for line in (tmp_path / "rich" / "results.jsonl").read_text().splitlines()[1:]]
+    assert {record["arm"] for record in lean for each in record["candidates"] if "tail" in each} == {"mrsa"}
+    assert not any("reasoning" in each or "content" in each for record in lean for each in record["candidates"])
+    assert all("content" in each for record in full for each in record["candidates"])
+
+
+def test_evaluating_inside_an_event_loop_names_aevaluate() -> None:
+    async def inside() -> None:
+        evaluate(specification())
+
+    with pytest.raises(RuntimeError, match="await aevaluate"):
+        asyncio.run(inside())
+
+
+def test_one_problem_has_no_other_for_shuffled_tails() -> None:
+    spec = specification(problems=[{"family": "arithmetic_chain", "count": 1}], arms=[SHAPES[-1]])
+    with pytest.raises(EvalError, match="at least 2 problems"):
+        run(spec, main=model_for(spec))
+
+
+def test_scores_and_tables_are_written_beside_the_report(tmp_path: Path) -> None:
+    spec = specification(out=tmp_path)
+    report = run(spec, main=model_for(spec))
+    assert Report.model_validate_json((tmp_path / "report.json").read_text()) == report
+    rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert len(rows) == 10
+    mean = sum(row["arms"]["mrsa"]["mean"] for row in rows) / 10
+    assert mean == pytest.approx(report.row("mrsa", "pooled").mean.value)
+    table = (tmp_path / "report.md").read_text()
+    assert "| mrsa, shuffled tails |" in table
+    assert "majority@" in table
+    assert "(equal tokens)" in table
+
+
+def test_questions_are_put_as_solve_puts_them() -> None:
+    spec = specification(arms=[SHAPES[0]])
+    model = model_for(spec)
+    run(spec, main=model)
+    asked = {prompt for prompt, _params in model.calls}
+    assert asked == {question_text([{"role": "user", "content": question.text}]) for question in read(spec)}
