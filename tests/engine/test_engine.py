@@ -198,9 +198,11 @@ def test_a_failing_step_reaches_every_request_and_the_engine_goes_on(model):
         assert len(engine.generate([prompt(9)], max_tokens=3)[0][0].token_ids) == 3
 
 
-def test_a_failing_reader_fails_alone(engine):
+@pytest.mark.parametrize("last", [False, True])
+def test_a_failing_reader_fails_alone(engine, last):
     def broken(piece):
-        raise KeyError("reader")
+        if piece.output or not last:
+            raise KeyError("reader")
 
     failing = engine.submit(prompt(9), SamplingParams(max_tokens=5), on_piece=broken)
     sound = engine.submit(prompt(9), SamplingParams(max_tokens=5, ignore_eos=True))

@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from openzaya.backends.protocol import BackendError, Capabilities, ChatParams, Delta, Message, Usage
 
-Skill = Callable[[str], float]
-"""The chance of a right answer to a prompt."""
+Kind = Literal["plain", "own", "other", "empty"]
+"""What a prompt shows: the question alone, or around tails of its own, of another problem, or blank ones."""
 
+EVEN: Mapping[Kind, float] = {"plain": 0.5, "own": 0.5, "other": 0.5, "empty": 0.5}
 
-def plain_skill(prompt: str) -> float:
-    """The same chance whatever is shown."""
-    return 0.5
+_TAG = re.compile(r"Q\d\d;")
 
 
 @dataclass
 class PretendModel:
-    """Knows the answers and gives them with the chance of `skill`; every request is logged in `calls`."""
+    """Knows the answers and gives them with the chance of `skill`; every request is logged in `calls`.
+
+    Its thoughts repeat a tag of their problem (`Q07;`), so that every tail of eight tokens tells where it is from.
+    """
 
     answers: dict[str, str]
-    """Right answers by question; the question is found inside the prompt."""
-    skill: Skill = plain_skill
+    """Right answers by question; a prompt begins with its question."""
+    skill: Mapping[Kind, float] = field(default_factory=lambda: EVEN)
     fails: float = 0.0
-    """Chance that a rollout fails halfway."""
+    """Chance that a sampled rollout fails halfway; greedy ones never do."""
     name: str = "pretend"
     thought: int = 40
     """Tokens of a long thought; half of the replies think a quarter as long."""
@@ -40,6 +43,17 @@ class PretendModel:
     @property
     def capabilities(self) -> Capabilities:
         return Capabilities(token_ids=True, tokenize=True, seed=True, context=4096, model=self.name, local=True)
+
+    def kind(self, prompt: str) -> tuple[str, Kind]:
+        """The question of a prompt, and what the prompt shows."""
+        questions = list(self.answers)
+        question = max((each for each in questions if prompt.startswith(each)), key=len)
+        tags = set(_TAG.findall(prompt))
+        if prompt == question:
+            return question, "plain"
+        assert len(tags) < 2
+        own = f"Q{questions.index(question):02d};"
+        return question, "empty" if not tags else "own" if tags == {own} else "other"
 
     async def chat(self, messages: Sequence[Message], params: ChatParams) -> AsyncIterator[Delta]:
         prompt = messages[-1]["content"]
@@ -56,15 +70,15 @@ class PretendModel:
         await asyncio.sleep(0)
         if self.die_after is not None and len(self.calls) > self.die_after:
             raise KeyError("killed")
-        question = next(question for question in self.answers if question in prompt)
+        question, kind = self.kind(prompt)
         # Greedy does not depend on the seed.
         generator = random.Random(f"{self.name}/{prompt}/{params.seed if params.temperature else None}")
         answer = self.answers[question]
-        if generator.random() >= self.skill(prompt):
+        if generator.random() >= self.skill[kind]:
             answer = str(-1 - generator.randrange(3))
         length = self.thought if generator.random() < 0.5 else self.thought // 4
-        thought = f"{question[:30]}|{generator.random():.6f}|".ljust(length, "x")[-length:]
-        if generator.random() < self.fails:
+        thought = f"Q{list(self.answers).index(question):02d};" * (length // 4)
+        if params.temperature and generator.random() < self.fails:
             ids = thought[:5].encode()
             yield Delta(reasoning=thought[:5], reasoning_ids=tuple(ids), tokens=len(ids))
             raise BackendError("the server went away", status=502)

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from eval_backend import PretendModel
+from eval_backend import EVEN, PretendModel
 
 from openzaya.backends.protocol import BackendError
 from openzaya.evals import EvalError, EvalSpec, Report, evaluate, make_spec
@@ -106,7 +107,7 @@ def test_tokens_of_failed_and_cut_rollouts_count(tmp_path: Path) -> None:
 
 def test_a_reply_cut_before_its_answer_is_wrong() -> None:
     spec = specification(arms=[{"mode": "single", "samples": 2, "max_tokens": 5}])
-    report = run(spec, main=model_for(spec, skill=lambda prompt: 1.0))
+    report = run(spec, main=model_for(spec, skill=dict.fromkeys(EVEN, 1.0)))
     row = report.row("single", "pooled")
     assert (row.mean.value, row.unanswered_share, row.cut_share) == (0.0, 1.0, 1.0)
 
@@ -121,47 +122,28 @@ def test_single_rollouts_are_not_cut_at_beta_and_candidates_are() -> None:
 
 def test_shuffled_tails_are_another_problems_and_empty_ones_are_empty() -> None:
     spec = specification(arms=[{"mode": "mrsa", "preset": "tiny", "settings": {**RSA, "select": "majority"}}])
-    model = model_for(spec, thought=60)
+    model = model_for(spec)
     run(spec, main=model)
-    fixed = {
-        len(question.text) + len(bundled_prompts().fixed_text(question.task, 2)) for question in questions_of(spec)
-    }
-    plain = {question.text for question in read(spec)}
-    aggregations = [prompt for prompt, _params in model.calls if prompt not in plain]
-    assert len(aggregations) == 3 * 2 * 4 * 10
-    shown = [prompt for prompt in aggregations if "xxx" in prompt]
-    blank = [prompt for prompt in aggregations if "xxx" not in prompt]
-    assert len(blank) == 2 * 4 * 10
-    assert {len(prompt) for prompt in blank} <= fixed
-    assert len(shown) == 2 * 2 * 4 * 10
+    kinds = Counter(model.kind(prompt)[1] for prompt, _params in model.calls)
+    assert kinds == {"plain": 4 * 10, "own": 8 * 10, "other": 8 * 10, "empty": 8 * 10}
+    fixed = {len(each.text) + len(bundled_prompts().fixed_text(each.task, 2)) for each in questions_of(spec)}
+    assert {len(prompt) for prompt, _params in model.calls if model.kind(prompt)[1] == "empty"} == fixed
 
 
-@pytest.mark.parametrize("family", ["arithmetic_chain", "logic_order"])
-def test_a_shuffled_run_never_reads_its_own_problem(family: str) -> None:
-    spec = specification(
-        problems=[{"family": family, "count": 5}],
-        arms=[{"mode": "mrsa", "preset": "tiny", "settings": {**RSA, "tau": 60, "select": "majority"}}],
-    )
-    model = model_for(spec, thought=120)
-    # A tail is all of a short thought: the question's beginning and random digits, which name its rollout.
-    texts = {question.text[:30]: question.text for question in read(spec)}
-    assert len(texts) == 5
+def test_every_problem_lends_its_tails_to_one_other_of_its_benchmark() -> None:
+    spec = specification(arms=[{"mode": "mrsa", "preset": "tiny", "settings": {**RSA, "select": "majority"}}])
+    model = model_for(spec)
     run(spec, main=model)
-    sources: Counter[str] = Counter()
-    for prompt, _params in model.calls:
-        question = next(text for text in texts.values() if text in prompt)
-        for start, text in texts.items():
-            if f"{start}|0." in prompt:
-                sources["own" if text == question else "other"] += 1
-    assert sources["own"] > 0
-    assert sources["other"] > 0
-    assert all(
-        not (f"{own[:30]}|0." in prompt and f"{other[:30]}|0." in prompt)
+    texts = list(model.answers)
+    lent = {
+        (texts.index(model.kind(prompt)[0]), int(tag))
         for prompt, _params in model.calls
-        for own in [next(text for text in texts.values() if text in prompt)]
-        for other in texts.values()
-        if other != own
-    )
+        if model.kind(prompt)[1] == "other"
+        for tag in re.findall(r"Q(\d\d);", prompt)
+    }
+    assert len(lent) == 10
+    assert {lender for _reader, lender in lent} == set(range(10))
+    assert all((reader < 6) == (lender < 6) for reader, lender in lent)
 
 
 def test_controls_and_own_arm_share_round_0_and_its_seeds() -> None:
@@ -171,7 +153,7 @@ def test_controls_and_own_arm_share_round_0_and_its_seeds() -> None:
     for scope in report.scopes:
         rounds = [report.row(name, scope).round_means[0] for name in ("mrsa", "mrsa, shuffled tails")]
         # The single rollouts have the seeds of round 0, and nothing here is long enough to be cut.
-        assert rounds == [report.row("single", scope).mean.value] * 2
+        assert rounds == pytest.approx([report.row("single", scope).mean.value] * 2)
     plain = {question.text for question in read(spec)}
     first = Counter((prompt, params.seed, params.max_tokens) for prompt, params in model.calls if prompt in plain)
     assert set(first.values()) == {1}
@@ -205,8 +187,8 @@ def test_a_baseline_model_is_held_to_the_tokens_of_the_main_one() -> None:
         {"mode": "majority", "model": "baseline", "match": "mrsa"},
     ]
     spec = specification(models={"main": {}, "baseline": {}}, arms=arms)
-    main = model_for(spec, skill=lambda prompt: 0.9 if "[2]" in prompt else 0.5)
-    baseline = model_for(spec, name="other", thought=20, skill=lambda prompt: 0.3)
+    main = model_for(spec, skill={**EVEN, "own": 0.9})
+    baseline = model_for(spec, name="other", thought=20, skill=dict.fromkeys(EVEN, 0.3))
     report = run(spec, main=main, baseline=baseline)
     assert report.row("baseline majority", "pooled").candidates[0] > report.row("majority", "pooled").candidates[1]
     ratio = report.row("baseline majority", "pooled").generated_tokens / report.row("mrsa", "pooled").generated_tokens
@@ -219,16 +201,11 @@ def test_a_baseline_model_is_held_to_the_tokens_of_the_main_one() -> None:
 
 
 def test_an_effect_of_tails_shows_against_shuffled_and_empty_ones() -> None:
-    def reads_its_own(prompt: str) -> float:
-        start = prompt[:30]
-        return 1.0 if prompt.count(start) > 1 else 0.3
-
-    settings = {**RSA, "tau": 60}
     spec = specification(
         problems=[{"family": "arithmetic_chain", "count": 12}],
-        arms=[{"mode": "mrsa", "preset": "tiny", "settings": settings}],
+        arms=[{"mode": "mrsa", "preset": "tiny", "settings": RSA}],
     )
-    report = run(spec, main=model_for(spec, skill=reads_its_own, thought=50))
+    report = run(spec, main=model_for(spec, skill={**EVEN, "own": 1.0, "plain": 0.3}))
     assert report.row("mrsa", "arithmetic_chain").round_means[2] > 0.9
     for control in ("shuffled", "empty"):
         found = report.comparison("mrsa", f"mrsa, {control} tails", "mean", "arithmetic_chain")
@@ -277,20 +254,20 @@ def test_a_run_resumed_at_every_boundary_gives_the_same_report_and_repeats_nothi
         model = model_for(spec, fails=0.1)
         again = specification(out=folder, problems=[{"family": "arithmetic_chain", "count": 3}])
         assert without_date(run(again, main=model)) == whole
-        assert sorted((folder / "results.jsonl").read_bytes().splitlines()[1:], key=_place) == sorted(
-            lines_of(data), key=_place
-        )
+        assert records((folder / "results.jsonl").read_bytes()) == records(data)
         if kept == len(lines):
             assert model.calls == []
 
 
-def _place(line: bytes) -> tuple[str, str, int]:
-    record = json.loads(line)
-    return record["arm"], record["problem"], record["candidates"][0]["index"]
-
-
-def lines_of(data: bytes) -> list[bytes]:
-    return data.splitlines()[1:]
+def records(data: bytes) -> list[tuple[Any, ...]]:
+    """The candidates of every result without their times, in a fixed order."""
+    found = []
+    for line in data.splitlines()[1:]:
+        record = json.loads(line)
+        for candidate in record["candidates"]:
+            del candidate["started"], candidate["seconds"]
+            found.append((record["arm"], record["problem"], candidate["round"], candidate["index"], str(candidate)))
+    return sorted(found)
 
 
 def test_what_was_finished_is_kept_when_a_run_dies(tmp_path: Path) -> None:
@@ -329,7 +306,7 @@ def test_the_budget_of_a_run_may_change_on_resuming(tmp_path: Path) -> None:
 
 def test_a_source_that_always_fails_is_an_error_and_not_a_score_of_zero() -> None:
     spec = specification(arms=[SHAPES[0]])
-    with pytest.raises(BackendError, match="no rollout of .* succeeded"):
+    with pytest.raises(BackendError, match=r"no rollout of .* succeeded"):
         run(spec, main=model_for(spec, fails=1.0))
 
 

@@ -16,7 +16,7 @@ from openzaya.model.config import ZayaConfig
 from openzaya.model.decoder import ZayaForCausalLM
 from openzaya.model.router import Routing
 
-SEEDS = range(24)
+SEEDS = [*range(24), 93]  # the last one has kernels (1, 1), and so no history
 TOLERANCE = 1e-5
 BATCH, LENGTH = 3, 13
 

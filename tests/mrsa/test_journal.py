@@ -106,7 +106,7 @@ def test_a_run_that_a_deadline_ended_is_replayed_as_it_ended_and_resumed_to_its_
         return script if len(backend.calls) <= 4 else dataclasses.replace(script, stalls_after=1)
 
     backend = ScriptedBackend(stalling)
-    ended = solve(backend, path, settings(deadline=0.2))
+    ended = solve(backend, path, settings(deadline=1.5))
     assert ended.finish_reason == "deadline"
     assert retold(path) == ended
     again = ScriptedBackend(always(Script(reasoning="thought", content="\\boxed{1}")))

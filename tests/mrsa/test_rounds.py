@@ -272,7 +272,7 @@ def test_the_last_round_waits_for_all_whatever_the_quorum() -> None:
 def test_a_deadline_ends_in_the_best_answer_so_far() -> None:
     stalled = Script(reasoning="for ever", stalls_after=1)
     backend = ScriptedBackend(in_turn(boxed(8), boxed(8), boxed(9), boxed(7), stalled))
-    solution = solve(backend, settings(deadline=0.3))
+    solution = solve(backend, settings(deadline=1.5))
     assert (solution.answer, solution.finish_reason) == ("8", "deadline")
     assert solution.votes == {"8": 2, "9": 1, "7": 1}
     assert solution.rounds[1].cut == 4
@@ -307,10 +307,10 @@ def test_a_budget_that_ends_with_the_last_round_still_answers_where_no_call_is_n
 def test_a_deadline_in_the_final_call_falls_back_to_the_votes() -> None:
     final = Script(content="Almost there", stalls_after=1, piece=6)
     backend = ScriptedBackend(in_turn(boxed(1), boxed(1), boxed(2), boxed(3), final))
-    solution = solve(backend, settings(rounds=0, deadline=0.2))
+    solution = solve(backend, settings(rounds=0, deadline=1.5))
     assert (solution.answer, solution.finish_reason) == ("1", "deadline")
     no_votes = ScriptedBackend(in_turn(*[Script(reasoning="hm")] * 4, final))
-    assert solve(no_votes, settings(rounds=0, deadline=0.2)).text == "Almost"
+    assert solve(no_votes, settings(rounds=0, deadline=1.5)).text == "Almost"
 
 
 def test_cancelling_the_run_closes_every_open_stream() -> None:
@@ -350,7 +350,7 @@ def test_concurrency_bounds_the_open_streams_and_cuts_reach_those_that_wait() ->
     solve(backend, settings(concurrency=2))
     assert backend.open_most == 2
     stalling = ScriptedBackend(always(boxed(1, stalls_after=0)))
-    solution = solve(stalling, settings(concurrency=1, deadline=0.05))
+    solution = solve(stalling, settings(concurrency=1, deadline=0.5))
     assert solution.rounds[0].cut == 4
     assert len(stalling.calls) == 1
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 import typer
 
 from openzaya.cli.exits import InputError, say
+from openzaya.cli.figures import for_terminal
 from openzaya.cli.options import ApiKeyOption, BackendModelOption, BackendOption, ModelOption, Source
 
 if TYPE_CHECKING:
@@ -212,10 +213,11 @@ class TerminalScreen:
             if not text:
                 continue
             if kind == "content" and self._last == "reasoning":
-                self._console.print("\n")
+                self._console.print()
+                self._console.print()
             self._last = kind
             style = "dim" if kind == "reasoning" else None
-            self._console.out(text, style=style, highlight=False, end="")
+            self._console.out(for_terminal(text), style=style, highlight=False, end="")
 
     def end_reply(self, *, stopped: bool) -> None:
         self._console.print("\n[dim](stopped)[/]" if stopped else "")

@@ -1,6 +1,11 @@
-"""Numbers as people read them."""
+"""Numbers and texts as people read them in a terminal."""
 
 from __future__ import annotations
+
+import re
+
+# All control characters but tab and line feed: the text of a model must not steer a terminal.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def duration(seconds: float) -> str:
@@ -40,5 +45,10 @@ def count(number: int) -> str:
 
 def shortened(text: str, limit: int) -> str:
     """`text` on one line of at most `limit` characters."""
-    line = " ".join(text.split())
+    line = for_terminal(" ".join(text.split()))
     return line if len(line) <= limit else line[: max(0, limit - 1)] + "…"
+
+
+def for_terminal(text: str) -> str:
+    """`text` with a visible sign in place of every control character but tabs and line feeds."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -9,7 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from openzaya.cli.figures import duration, rate, shortened
+from openzaya.cli.figures import duration, for_terminal, rate, shortened
 from openzaya.cli.run_state import Outlook, Place, RoundState, RunState, Stage
 from openzaya.mrsa.config import MrsaConfig
 
@@ -172,10 +172,13 @@ def time_left(outlook: Outlook) -> str:
 
 def _ending(state: RunState) -> Text:
     assert state.ended is not None
-    took = f" after {duration(state.ended.seconds)} and {state.ended.completion_tokens:,} tokens"
+    took = f"after {duration(state.ended.seconds)} and {state.ended.completion_tokens:,} tokens"
+    answer = "" if state.ended.answer is None else f" {shortened(state.ended.answer, 40)}"
     if state.ended.finish_reason == "answered":
-        return Text.assemble(("✓ answered", "bold green"), took)
-    return Text.assemble((f"■ ended by its {state.ended.finish_reason}", "bold yellow"), took)
+        return Text.assemble((f"✓ answered{answer}", "bold green"), f" {took}")
+    return Text.assemble(
+        (f"■ ended by its {state.ended.finish_reason},{answer or ' no answer'}", "bold yellow"), f" {took}"
+    )
 
 
 def _legend() -> Text:
@@ -186,5 +189,9 @@ def _legend() -> Text:
 
 
 def _last_lines(text: str, width: int) -> str:
-    lines = [line[start : start + width] for line in text.strip().splitlines() for start in range(0, len(line), width)]
+    lines = [
+        line[start : start + width]
+        for line in for_terminal(text).strip().splitlines()
+        for start in range(0, len(line), width)
+    ]
     return "\n".join(lines[-_FINAL_LINES:])

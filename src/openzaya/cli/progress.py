@@ -85,11 +85,12 @@ class LineReport:
         self._last_line = self._clock()
 
     def _round_line(self, event: events.RoundFinished) -> str:
-        votes = ", ".join(f"{shortened(answer, 40)} ×{number}" for answer, number in event.votes.items()) or "none"
+        votes = ", ".join(f"{shortened(answer, 40)} ×{number}" for answer, number in event.votes.items())
         lost = [f"{event.failed} failed" if event.failed else "", f"{event.cut} cut" if event.cut else ""]
         beside = "".join(f", {word}" for word in lost if word)
         return (
-            f"round {event.round}: {len(self._state.rounds[event.round].places)} candidates{beside}; votes {votes}; "
+            f"round {event.round}: {len(self._state.rounds[event.round].places)} candidates{beside}; "
+            f"{f'votes {votes}' if votes else 'no votes'}; "
             f"{event.completion_tokens:,} tokens in {duration(event.seconds)}"
         )
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from openzaya.cli.exits import Code, InputError, explain, say
+from openzaya.cli.figures import for_terminal
 from openzaya.cli.options import ApiKeyOption, BackendModelOption, BackendOption, ModelOption, Source
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def solve(
         str,
         typer.Option(
             metavar="NAME",
-            help="light, default, headline, extra, local, tiny, single, majority, rsa, delethink, or auto: fits the source.",
+            help="light, default, headline, extra, local, tiny, single, majority, rsa, delethink; auto: by source.",
             rich_help_panel=_SHAPE,
         ),
     ] = "auto",
@@ -155,7 +156,8 @@ def print_solution(solution: Solution, *, as_json: bool) -> Code:
     if as_json:
         print(json.dumps(solution.as_json(), ensure_ascii=False), flush=True)
     elif solution.text.strip():
-        print(solution.text.strip(), flush=True)
+        text = solution.text.strip()
+        print(for_terminal(text) if sys.stdout.isatty() else text, flush=True)
     if solution.finish_reason != "answered":
         best = "the answer is the best so far" if solution.text.strip() else "no candidate had answered yet"
         say(f"openzaya: the {solution.finish_reason} ended the run; {best}")

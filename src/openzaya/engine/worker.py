@@ -204,30 +204,31 @@ class Worker:
                 self._deliver(reply, emission.token_id)
             except Exception as error:  # a reader's own callback must not end the others' replies
                 self.scheduler.cancel(reply.generation)
-                del self._replies[reply.generation]
+                self._replies.pop(reply.generation, None)
                 reply.done.set_exception(error)
 
     def _deliver(self, reply: Reply, token_id: int) -> None:
         generation = reply.generation
-        by_id = generation.finish_reason == "stop"
-        text = reply.text.feed(token_id) if reply.text and not by_id else ""
-        if reply.text and reply.text.stopped_at is not None and not by_id:
-            if generation.finish_reason is None:
-                self.scheduler.finish(generation, "stop")
-            generation.finish_reason = "stop"
-        ended = generation.finish_reason is not None
-        if reply.text and ended:
-            text += reply.text.finish()
-        if reply.text:
-            reply.shown.append(text)
-        if ended:
+        text = self._shown(reply.text, generation, token_id) if reply.text else ""
+        reply.shown.append(text)
+        output = None
+        if generation.finish_reason is not None:
             del self._replies[generation]
-        output = self._output(reply) if ended else None
+            output = self._output(reply)
         if reply.listener is not None:
             record = tuple(generation.logprobs[-1:])
             reply.listener(Piece(token_ids=(token_id,), texts=(text,), logprobs=record, output=output))
         if output is not None:
             reply.done.set_result(output)
+
+    def _shown(self, text: ReplyText, generation: Generation, token_id: int) -> str:
+        """What may be shown after a token, of which an end token is no part; ends the generation at a stop string."""
+        shown = "" if generation.finish_reason == "stop" else text.feed(token_id)
+        if text.stopped_at is not None:
+            if generation.finish_reason is None:
+                self.scheduler.finish(generation, "stop")
+            generation.finish_reason = "stop"
+        return shown + text.finish() if generation.finish_reason is not None else shown
 
     def _end_cancelled(self, reply: Reply) -> None:
         """Tell the readers of a cancelled reply what there is of it."""

@@ -69,7 +69,7 @@ Arm = SampledArm | RsaArm
 
 def arms_of(spec: EvalSpec) -> list[Arm]:
     """The arms of a specification, controls after their own. Raises EvalError, or ConfigError for a preset."""
-    pools: dict[tuple[str, ChatParams], Pool] = {}
+    pools: list[Pool] = []
     arms: list[Arm] = []
     first = next(iter(spec.models))
     for given in spec.arms:
@@ -86,7 +86,10 @@ def arms_of(spec: EvalSpec) -> list[Arm]:
             ]
         else:
             params = _params(given)
-            pool = pools.setdefault((model, params), Pool(name, model, params))
+            pool = next((pool for pool in pools if (pool.model, pool.params) == (model, params)), None)
+            if pool is None:
+                pool = Pool(name, model, params)
+                pools.append(pool)
             match = given.match if isinstance(given, MajorityArm) else None
             arms.append(SampledArm(name, given.mode, pool, given.samples, match))
     _check_names(arms)

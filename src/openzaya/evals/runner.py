@@ -51,7 +51,7 @@ class Runner:
         self._questions, self._arms, self._results = questions, arms, results
         self._seed, self._concurrency, self._prompts, self._meter = seed, concurrency, prompts, meter
         self._others = cycles(questions)
-        self._pools = list(dict.fromkeys(arm.pool for arm in arms if isinstance(arm, SampledArm)))
+        self._pools = list({arm.pool.name: arm.pool for arm in arms if isinstance(arm, SampledArm)}.values())
         self._rsa = [arm for arm in arms if isinstance(arm, RsaArm)]
         if len(questions) < 2 and any(arm.tails == "shuffled" for arm in self._rsa):
             raise EvalError("shuffled tails come from another problem, but there is only one; give at least 2 problems")

@@ -230,7 +230,7 @@ _PHRASINGS = {
 
 DATES_UNITS = Family(
     name="dates_units",
-    task="general",
+    task="math",
     difficulty_means="1 to 8 amounts added or converted, days up to 15 at first and 60 at last",
     instance=_dates_instance,
     phrasings=by_kind(_PHRASINGS),

@@ -185,7 +185,7 @@ def _program_fields(parameters: Parameters) -> dict[str, str]:
 
 PROGRAM_OUTPUT = Family(
     name="program_output",
-    task="code",
+    task="math",
     difficulty_means="from three statements over branches to a loop of three turns with a branch in it",
     instance=_program_instance,
     phrasings=templates(
