@@ -78,6 +78,7 @@ class PretendModel:
             answer = str(-1 - generator.randrange(3))
         length = self.thought if generator.random() < 0.5 else self.thought // 4
         thought = f"Q{list(self.answers).index(question):02d};" * (length // 4)
+        length = len(thought)
         if params.temperature and generator.random() < self.fails:
             ids = thought[:5].encode()
             yield Delta(reasoning=thought[:5], reasoning_ids=tuple(ids), tokens=len(ids))

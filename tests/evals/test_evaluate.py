@@ -4,13 +4,14 @@ import asyncio
 import json
 import re
 from collections import Counter
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from eval_backend import EVEN, PretendModel
 
-from openzaya.backends.protocol import BackendError
+from openzaya.backends.protocol import BackendError, ChatParams, Delta
 from openzaya.evals import EvalError, EvalSpec, Report, evaluate, make_spec
 from openzaya.evals.questions import Question, questions_of
 from openzaya.mrsa.prompts import bundled_prompts, question_text
@@ -169,7 +170,7 @@ def test_sampling_that_agrees_with_round_0_is_not_repeated() -> None:
 
 def test_the_majority_gets_as_many_measured_tokens_as_markovian_rsa_family_by_family() -> None:
     spec = specification()
-    report = run(spec, main=model_for(spec, fails=0.05))
+    report = run(spec, main=model_for(spec, fails=0.02))
     for family in ("arithmetic_chain", "logic_order"):
         mrsa, majority = report.row("mrsa", family), report.row("majority", family)
         single = report.row("single", family)
@@ -308,6 +309,22 @@ def test_a_source_that_always_fails_is_an_error_and_not_a_score_of_zero() -> Non
     spec = specification(arms=[SHAPES[0]])
     with pytest.raises(BackendError, match=r"no rollout of .* succeeded"):
         run(spec, main=model_for(spec, fails=1.0))
+
+
+def test_a_problem_that_fails_once_is_tried_again_after_all_others(tmp_path: Path) -> None:
+    class FailsOnce(PretendModel):
+        """Fails on its third and fourth request, whatever they are."""
+
+        async def _reply(self, prompt: str, params: ChatParams) -> AsyncIterator[Delta]:
+            if len(self.calls) in (3, 4):
+                raise BackendError("the server is busy", status=503)
+            async for delta in super()._reply(prompt, params):
+                yield delta
+
+    spec = specification(arms=[SHAPES[1]], concurrency=1)
+    model = FailsOnce(model_for(spec).answers)
+    assert run(spec, main=model).row("greedy", "pooled").finish_reasons == {"stop": 10}
+    assert [prompt for prompt, _params in model.calls[-2:]] == [prompt for prompt, _params in model.calls[2:4]]
 
 
 def test_text_is_kept_only_when_asked_for_and_tails_where_a_control_reads_them(tmp_path: Path) -> None:

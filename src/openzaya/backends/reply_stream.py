@@ -230,7 +230,7 @@ def _tokens_of(chunk: Chunk, think_ids: tuple[int | None, int | None]) -> list[t
 def _without_end_token(chunk: Chunk) -> Chunk:
     """The last of several ids in the chunk that stops a reply is its end token, which is no text of it."""
     glued = chunk.finish_reason == "stop" and not chunk.stopped_by_string and len(chunk.ids) > 1
-    return chunk
+    return replace(chunk, ids=chunk.ids[:-1]) if glued else chunk
 
 
 def _joined(deltas: list[Delta]) -> list[Delta]:

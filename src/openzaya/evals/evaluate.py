@@ -37,8 +37,10 @@ def evaluate(spec: EvalSpec | str | Path, **options: Any) -> Report:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(aevaluate(spec, **options))
-    raise RuntimeError("evaluate was called inside a running event loop; await aevaluate there")
+        pass
+    else:
+        raise RuntimeError("evaluate was called inside a running event loop; await aevaluate there")
+    return asyncio.run(aevaluate(spec, **options))
 
 
 async def aevaluate(
@@ -53,8 +55,9 @@ async def aevaluate(
     it goes on from there. `scores.jsonl` (a line a problem), `report.json` and `report.md` follow at the end.
     `backends` stand in for models of the specification, by name, and stay open.
 
-    Raises EvalError, ConfigError or PromptError for what cannot be run or resumed, BackendError where a source fails
-    and MrsaError where too many rollouts of a run do; what was finished by then is kept.
+    Raises EvalError, ConfigError or PromptError for what cannot be run or resumed. A problem on which a source fails
+    altogether is tried once more at the end of its stage, and raises BackendError or MrsaError where that fails too,
+    as do several in a row at once; what was finished by then is kept.
     """
     spec = spec if isinstance(spec, EvalSpec) else load_spec(spec)
     arms = arms_of(spec)

@@ -7,12 +7,12 @@ rollouts); and last the majorities whose size follows from tokens that were meas
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from openzaya.backends.protocol import Backend
+from openzaya.backends.protocol import Backend, BackendError
 from openzaya.evals.arms import Arm, Pool, RsaArm, SampledArm, first_samples, matched_samples, shares_round_zero
 from openzaya.evals.progress import Meter
 from openzaya.evals.questions import Question, cycles
@@ -20,8 +20,11 @@ from openzaya.evals.records import Result, Results
 from openzaya.evals.rollouts import control_of, question_seed, sample, solve
 from openzaya.evals.sources import MeteredBackend, Sources
 from openzaya.evals.spec import EvalError
-from openzaya.mrsa import Controls, Prompts
+from openzaya.mrsa import Controls, MrsaError, Prompts
 from openzaya.mrsa.candidate import Candidate, total_usage
+
+_PATIENCE = 5
+"""Problems in a row on which a source may fail before it counts as gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,26 +181,49 @@ class Runner:
 
 
 async def _carry_out(units: Sequence[_Unit], backend: Backend, open_width: int, keep: Callable[[Result], None]) -> None:
-    """Work on so many units at once that `open_width` rollouts may be asked for; the first error ends them all."""
+    """Do all units, so many at once that `open_width` rollouts may be asked for.
+
+    A unit whose source failed is tried once more after all others, because one problem that fails must not cost a
+    night; several in a row mean that the source is gone. That, a second failure and any other error end everything.
+    """
+    failed = await _try_out(units, backend, open_width, keep, patience=_PATIENCE)
+    await _try_out(failed, backend, open_width, keep, patience=1)
+
+
+async def _try_out(
+    units: Sequence[_Unit], backend: Backend, open_width: int, keep: Callable[[Result], None], patience: int
+) -> list[_Unit]:
+    """Do all units; returns those whose source failed, and raises the failure of the last of `patience` in a row."""
     waiting = iter(units)
     coming = next(waiting, None)
-    running: dict[asyncio.Future[Result], int] = {}
+    running: dict[asyncio.Future[Result], _Unit] = {}
+    failed: list[_Unit] = []
+    in_a_row = 0
     try:
         while coming is not None or running:
-            while coming is not None and (not running or sum(running.values()) + coming.width <= open_width):
-                running[asyncio.ensure_future(coming.work(backend))] = coming.width
+            while coming is not None and (not running or _width(running) + coming.width <= open_width):
+                running[asyncio.ensure_future(coming.work(backend))] = coming
                 coming = next(waiting, None)
             ended, _pending = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in ended:
-                del running[task]
-                if task.exception() is None:
+            for task in sorted(ended, key=lambda task: task.exception() is not None):
+                unit = running.pop(task)
+                try:
                     keep(task.result())
-            for task in ended:
-                task.result()
+                    in_a_row = 0
+                except (BackendError, MrsaError):
+                    failed.append(unit)
+                    in_a_row += 1
+                    if in_a_row >= patience:
+                        raise
     finally:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+    return failed
+
+
+def _width(running: Mapping[asyncio.Future[Result], _Unit]) -> int:
+    return sum(unit.width for unit in running.values())
 
 
 def samples_for(
