@@ -1,37 +1,58 @@
-# Two commands do all the set-up: `make solve` and `make test`.
+# make solve      set up what is missing and answer PROBLEM with the bundled model
+# make test       set up what is missing, check the code and run the tests (at most 10 minutes on two cores)
+# make test-all   the same with the slow tests
+# make lint       only the checks: ruff, mypy, the floors of the house
+# make clean      remove the environment
+#
+# Variables: PYTHON (3.11 or newer), PROBLEM, CONSTRAINTS (empty: the newest versions that fit, not the tested ones).
+
 PYTHON ?= python3
-VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+PROBLEM ?= Compute 17 + 25 - 9.
+export PROBLEM
+
+VENV := .venv
 BIN := $(VENV)/bin
-PROBLEM ?= Compute 17 + 25 - 9 + 48 - 31.
+PIP := PIP_ROOT_USER_ACTION=ignore $(BIN)/python -m pip --disable-pip-version-check --no-input
+PINS := $(addprefix -c ,$(CONSTRAINTS))
+TORCH := $(if $(CONSTRAINTS),$(shell grep '^torch==' $(CONSTRAINTS)),torch>=2.11)
 
 .PHONY: solve test test-all lint clean
+.DELETE_ON_ERROR:
 
-solve: $(VENV)/.local
-	$(BIN)/openzaya solve "$(PROBLEM)"
+solve: $(VENV)/.has-local
+	@$(BIN)/openzaya solve "$$PROBLEM"
 
-test: $(VENV)/.dev lint
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+test: lint
+	@$(BIN)/python -m pytest -m "not slow and not gpu"
 
-test-all: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "slow and not gpu"
+test-all: lint
+	@$(BIN)/python -m pytest -m "not gpu"
 
-lint: $(VENV)/.dev
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
-	$(BIN)/mypy
-	$(BIN)/lint-imports
-
-# The environment, in two layers. Torch goes first and alone: its pinned version is the CPU build where the index has
-# one, and a range would let pip choose gigabytes of CUDA packages.
-$(VENV)/.local: pyproject.toml constraints.txt
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[local]"
-	@touch $@
-
-$(VENV)/.dev: $(VENV)/.local
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[local,eval,dev]"
-	@touch $@
+lint: $(VENV)/.has-dev
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV)
+
+# A stamp says that an environment is complete; a change of its inputs installs again.
+$(VENV)/.has-local: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	@echo "installing torch and openzaya into $(VENV) (once; some minutes)" >&2
+	@$(PIP) install -q '$(TORCH)' || { echo "\
+	$(TORCH) cannot be installed for $$($(BIN)/python -V): either it has no build for this system, or no package index can be reached.\
+	 Any torch from 2.11 on will do: make solve CONSTRAINTS= takes the newest." >&2; exit 1; }
+	@$(PIP) install -q $(PINS) -e '.[local]'
+	@touch $@
+
+$(VENV)/.has-dev: $(VENV)/.has-local
+	@echo "installing what the tests need into $(VENV) (once)" >&2
+	@$(PIP) install -q $(PINS) -e '.[local,eval,dev]'
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "openzaya needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) -V 2>&1); give another: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu install python3-venv" >&2; exit 1; }

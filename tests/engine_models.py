@@ -25,10 +25,11 @@ SMALL = ZayaConfig(
     vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
     num_experts=4, moe_intermediate_size=16, router_hidden_size=8, max_position_embeddings=512, eos_token_id=None,
     rope_parameters={"hybrid": RopeParameters(rope_theta=1e4), "hybrid_sliding": RopeParameters(rope_theta=1e3)},
-    dtype="float32",
+    dtype="float32", tie_word_embeddings=False,
 )  # fmt: skip
 SHAPES = {
     "plain": SMALL,
+    "tied embeddings": SMALL.with_(tie_word_embeddings=True),
     "sliding": SMALL.with_(layer_types=("hybrid_sliding", "hybrid"), sliding_window=37),
     "kernels of three and one": SMALL.with_(cca_time0=3, cca_time1=1),
     "no convolution history": SMALL.with_(cca_time0=1, cca_time1=1),
@@ -37,14 +38,17 @@ SHAPES = {
 
 
 def small_model(config: ZayaConfig = SMALL, *, seed: int = 0, numerics: str = "hf") -> ZayaForCausalLM:
-    """A model whose every tensor matters: initial weights (ones, zeros) are shaken."""
+    """A model whose every tensor matters (initial ones and zeros are shaken) and that says many different things.
+
+    A random model with tied embeddings mostly repeats its last token.
+    """
     model = initialise(ZayaForCausalLM(config, numerics_profile(numerics)), seed).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
         # Sharper scores, so that a sampled token says something about them.
-        model.model.norm.weight.mul_(4)
+        model.model.norm.weight.mul_(2)
     return model
 
 

@@ -44,9 +44,9 @@ def engine(tokenizer):
         yield engine
 
 
-def reciting(tokenizer, text, *, messages=QUESTION, **options):
+def reciting(tokenizer, text, *, messages=QUESTION, context=512, **options):
     """An engine whose model answers `messages` with `text`, whatever the sampling."""
-    model = small_model(SMALL)
+    model = small_model(SMALL.with_(max_position_embeddings=context))
     ids = tokenizer.encode(text)
     prompt = encode_chat(tokenizer, ChatTemplate.built_in(), messages, **options)
     begin = len(prompt) - 1
@@ -149,16 +149,16 @@ def test_the_forced_answer_goes_on_from_the_kept_state(tokenizer):
 
 
 def test_room_for_the_forced_answer_is_kept_in_the_context(tokenizer):
-    with reciting(tokenizer, "<think>\n" + "12 and 30 " * 200) as engine:
+    with reciting(tokenizer, "<think>\n" + "12 and 30 " * 40, context=96) as engine:
         reply = ask(engine, ChatParams(force_answer=10))
     assert reply.finish_reason == "length"
     assert len(reply.content_ids) == 10
 
 
 def test_a_reply_that_is_not_reasoning_uses_the_whole_limit_in_spite_of_the_room_kept(tokenizer):
-    with reciting(tokenizer, "12 and 30 " * 200) as engine:
+    with reciting(tokenizer, "12 and 30 " * 40, context=96) as engine:
         reply = ask(engine, ChatParams(force_answer=10))
-    assert reply.usage.prompt_tokens + reply.usage.completion_tokens == 512
+    assert reply.usage.prompt_tokens + reply.usage.completion_tokens == 96
     assert reply.reasoning == ""
 
 
@@ -175,7 +175,7 @@ TOOL = {
 def test_tool_calls_are_read_where_tools_are_given(tokenizer):
     call = render_tool_calls([{"name": "add", "arguments": {"a": 12, "b": 30}}])
     said = f"<think>\nadd\n</think>\n\nso{call}<|im_end|>"
-    with reciting(tokenizer, said, tools=[TOOL]) as engine:
+    with reciting(tokenizer, said, tools=[TOOL], context=4096) as engine:
         reply = ask(engine, ChatParams(tools=(TOOL,), max_tokens=400))
     assert (reply.content, reply.finish_reason) == ("so", "tool_calls")
     (got,) = reply.tool_calls

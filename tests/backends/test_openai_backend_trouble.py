@@ -16,6 +16,7 @@ from fake_openai import Failure, FakeServer, Reply, Request
 from openzaya.backends import BackendError, ChatParams, collect
 from openzaya.backends import Reply as Collected
 from openzaya.backends.openai import OpenAIBackend
+from openzaya.backends.retries import RetryPolicy
 
 T = TypeVar("T")
 HELLO = [{"role": "user", "content": "What is 2 + 2?"}]
@@ -74,11 +75,17 @@ def test_retries_are_bounded_and_counted_in_the_error() -> None:
     assert error.transient
 
 
-def test_retry_after_is_waited_for() -> None:
-    with FakeServer([Failure(status=429, headers={"Retry-After": "0.3"}), ANSWER]) as server:
-        start = time.monotonic()
+def test_the_wait_is_as_long_as_the_server_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float | None] = []
+
+    def no_wait(policy: RetryPolicy, attempt: int, retry_after: float | None, rng: Any) -> float:
+        asked.append(retry_after)
+        return 0.0
+
+    monkeypatch.setattr(RetryPolicy, "delay", no_wait)
+    with FakeServer([Failure(status=429, headers={"Retry-After": "7"}), Failure(status=500), ANSWER]) as server:
         run_with([server.url], ask_once)
-        assert 0.3 <= time.monotonic() - start < 3
+    assert asked == [7.0, None]
 
 
 def test_a_stream_that_dies_before_its_first_word_is_asked_again() -> None:
@@ -117,8 +124,11 @@ def test_a_server_that_falls_silent_is_given_up_and_not_asked_twice() -> None:
 
 
 def test_comments_keep_a_slow_reply_alive() -> None:
-    with FakeServer(Reply(content="a b c", delay=0.1, keep_alive_comments=True)) as server:
-        assert run_with([server.url], ask_once, silence_timeout=0.25).content == "a b c"
+    slow = {"content": "4", "delay": 0.6}
+    with FakeServer(Reply(keep_alive_comments=True, **slow), usage=False) as server:
+        assert run_with([server.url], ask_once, silence_timeout=0.45).content == "4"
+    error, _ = failure_of(Reply(**slow), silence_timeout=0.45)
+    assert "said nothing" in str(error)
 
 
 def test_nobody_listening_is_told_with_the_address() -> None:
@@ -145,8 +155,8 @@ def test_discovery_does_not_wait_for_a_server_that_is_down_while_another_answers
     with FakeServer(ANSWER, models=("zaya",)) as server:
         urls = [f"http://127.0.0.1:{closed_port()}/v1", server.url]
         start = time.monotonic()
-        known = run_with(urls, lambda backend: backend.discover(), model=None, backoff=20.0)
-        assert time.monotonic() - start < 5
+        known = run_with(urls, lambda backend: backend.discover(), model=None, retries=40)
+        assert time.monotonic() - start < 60
     assert known.model == "zaya"
 
 
@@ -181,7 +191,7 @@ def test_a_server_that_asked_for_time_gets_it_while_another_works() -> None:
 
         start = time.monotonic()
         run_with([tired.url, fresh.url], many)
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 25
         assert len(tired.requests) == 1
 
 

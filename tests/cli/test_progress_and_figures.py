@@ -28,7 +28,7 @@ def test_lines_are_at_least_ten_seconds_apart_unless_something_ended() -> None:
         clock.now = float(second)
         report(events.CandidateProgress(round=0, index=0, tokens=2 * second))
     assert len(lines) == 3
-    assert lines[1] == "round 0: 0 of 2 done, 1 writing, 20 tokens, 2.0 a second, at most 3 min left"
+    assert lines[1] == "round 0: 0 of 2 done, 1 writing, 20 tokens, 2.0 a second, at most 3 min 10 s left"
 
 
 def test_only_the_first_failures_are_told() -> None:

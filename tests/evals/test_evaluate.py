@@ -324,7 +324,9 @@ def test_a_problem_that_fails_once_is_tried_again_after_all_others(tmp_path: Pat
     spec = specification(arms=[SHAPES[1]], concurrency=1)
     model = FailsOnce(model_for(spec).answers)
     assert run(spec, main=model).row("greedy", "pooled").finish_reasons == {"stop": 10}
-    assert [prompt for prompt, _params in model.calls[-2:]] == [prompt for prompt, _params in model.calls[2:4]]
+    prompts = [prompt for prompt, _params in model.calls]
+    assert sorted(prompts[-2:]) == sorted(prompts[2:4])
+    assert len(prompts) == 12
 
 
 def test_text_is_kept_only_when_asked_for_and_tails_where_a_control_reads_them(tmp_path: Path) -> None:

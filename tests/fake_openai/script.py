@@ -70,7 +70,7 @@ class Reply:
     error_after: int | None = None
     """After this many chunks send an error in the stream and end it."""
     keep_alive_comments: bool = False
-    """Send a comment before each chunk."""
+    """Send comments before each chunk, spread over its delay."""
     bytes_per_write: int | None = None
     """Cut the stream into writes of this size, through lines and characters."""
     line_ending: str = "\n"

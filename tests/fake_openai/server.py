@@ -90,7 +90,7 @@ class FakeServer:
         """Requests for completions whose client left before the end."""
         return [request for request in self.requests if request.aborted]
 
-    def wait_until(self, condition: Callable[[FakeServer], bool], seconds: float = 5.0) -> None:
+    def wait_until(self, condition: Callable[[FakeServer], bool], seconds: float = 30.0) -> None:
         """Wait for what the server will see; raises AssertionError when it does not in time. Blocks the thread."""
         end = time.monotonic() + seconds
         while not condition(self):

@@ -57,15 +57,21 @@ class ReplyWriter:
             if place == reply.error_after:
                 await self._event(writer, {"error": {"message": "the engine died", "code": 500}})
                 break
-            await asyncio.sleep(reply.delay)
-            if reply.keep_alive_comments:
-                await self._write(writer, ": ping\n\n")
+            await self._pause(writer)
             await self._event(writer, chunk)
         else:
             if reply.done:
                 await self._write(writer, "data: [DONE]\n\n")
         writer.write(b"0\r\n\r\n")
         await writer.drain()
+
+    async def _pause(self, writer: asyncio.StreamWriter) -> None:
+        """The scripted delay before a chunk, with signs of life in it where they are scripted."""
+        parts = 10 if self._reply.keep_alive_comments else 1
+        for _ in range(parts):
+            await asyncio.sleep(self._reply.delay / parts)
+            if self._reply.keep_alive_comments:
+                await self._write(writer, ": ping\n\n")
 
     def _tokens(self) -> list[_Token]:
         words, reply, style = self._server.tokenizer, self._reply, self._server.style

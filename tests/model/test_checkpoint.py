@@ -149,6 +149,20 @@ def test_the_file_is_one_that_the_safetensors_library_reads(model, tmp_path):
     assert index["metadata"]["total_size"] == sum(t.nbytes for t in read.values())
 
 
+def test_every_tensor_starts_at_a_multiple_of_its_item_size(draw_config, draw_model, tmp_path):
+    # One key-value head has a single temperature: two bytes in bfloat16, before float32 biases.
+    model = draw_model(draw_config(202, num_key_value_heads=1, num_attention_heads=1, num_experts=4))
+    save_model(model, tmp_path / "m", dtype="bfloat16")
+    content = (tmp_path / "m" / SINGLE).read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    header.pop("__metadata__")
+    sizes = {"F32": 4, "BF16": 2}
+    assert {entry["dtype"] for entry in header.values()} == sizes.keys()
+    starts = {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items()}
+    assert [name for name, start in starts.items() if start % sizes[header[name]["dtype"]]] == []
+
+
 def test_conversion_reports_progress_and_brings_the_tokenizer(model, tmp_path):
     save_model(model, tmp_path / "m")
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):

@@ -117,6 +117,7 @@ class Fleet:
                     return
                 except UpstreamFailure as error:
                     failure = error
+            self._put_aside(upstream, failure)
             if started or not failure.retry:
                 raise _backend_error(failure, upstream, attempt) from None
             if failure.unreachable and moves > 0 and self.pool.has_ready():

@@ -68,9 +68,7 @@ def draw_run(state: RunState, problem: str, source: str, now: float, width: int)
 def _settings(state: RunState, config: MrsaConfig) -> Text:
     values = [f"{config.candidates} candidates a round"]
     if config.rounds:
-        values += [
-            f"{config.rounds} rounds of aggregation over {config.tails} tails of {config.tau:,} tokens",
-        ]
+        values.append(f"{config.rounds} rounds over {config.tails} tails of {config.tau:,} tokens")
     bound = config.token_bound()
     values.append("as many tokens as the context leaves" if bound is None else f"at most {bound:,} tokens")
     if state.restored:
@@ -182,10 +180,18 @@ def _ending(state: RunState) -> Text:
 
 
 def _legend() -> Text:
-    answers = " ".join(mark for mark, _style in _ANSWERS[:3])
-    entries = [("▁▄█", "cyan", "writing"), (answers, "bright_green", "an answer each"), ("○", "bright_black", "none")]
-    entries += [("✂", "yellow", "cut"), ("✗", "red", "failed"), ("·", "bright_black", "to come")]
-    return Text("   ").join(Text.assemble((mark, style), (f" {word}", "bright_black")) for mark, style, word in entries)
+    answers = Text(" ").join(Text(mark, style=style) for mark, style in _ANSWERS[:3])
+    entries = [
+        Text.assemble(("▁▄█", "cyan"), " writing"),
+        Text.assemble(answers, " an answer each"),
+        *(
+            Text.assemble(_STAGES[stage], f" {word}")
+            for stage, word in (
+                (Stage.SILENT, "no answer"), (Stage.CUT, "cut"), (Stage.FAILED, "failed"), (Stage.WAITING, "to come")
+            )
+        ),
+    ]  # fmt: skip
+    return Text("   ", style="bright_black").join(entries)
 
 
 def _last_lines(text: str, width: int) -> str:

@@ -42,21 +42,22 @@ def evaluate_named(
 
     `modes` are "single" (`samples` rollouts a problem, and a greedy row beside them), "majority" (over `samples`, 16
     unless given; at the generated tokens of Markovian RSA where that is run too) and "mrsa" (with its controls).
-    `limit` is the problems of each benchmark: 200 of a family and all of a file unless given. `settings` are further
-    fields of `EvalSpec`. Raises as `evaluate`, and ValueError for a benchmark or mode that does not exist.
+    `limit` is the problems of each benchmark: 200 of a family (fewer where it has no more) and all of a file unless
+    given. `settings` are further fields of `EvalSpec`. Raises as `evaluate`, and EvalError, which is a ValueError, for
+    a benchmark or mode that does not exist.
     """
     if not benches:
         raise EvalError(f"no benchmark is named; give {_known()}")
-    chosen_families, files = _benchmarks(benches)
+    if limit is not None and limit < 1:
+        raise EvalError(f"limit is {limit}; it must be at least 1")
+    names, files = _benchmarks(benches)
     values: dict[str, Any] = {
-        "problems": [{"family": name, "count": limit or _COUNT} for name in chosen_families],
+        "problems": [{"family": name, "count": limit or _COUNT, "fewer": True} for name in names],
         "files": [{"path": path, "limit": limit} for path in files],
         "seed": seed,
         "out": out,
         **settings,
     }
-    if limit is not None and limit < 1:
-        raise EvalError(f"limit is {limit}; it must be at least 1")
     given: dict[str, Backend] = {}
     name = "model"
     source: dict[str, Any] = {"source": str(model)}

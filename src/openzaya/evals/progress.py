@@ -42,8 +42,12 @@ class Meter:
         self._told = self._began
 
     def plan(self, done: int, total: int) -> None:
-        """State how many rollouts there are in all, and how many of them are done by now."""
-        self._total, self._restored = total, done - self._done
+        """State how many rollouts there are in all, and how many of them are done by now.
+
+        Ended rollouts beyond the plan (final calls, repeated ones) stay counted, so that a bar never goes back.
+        """
+        beyond = max(0, self._restored + self._done - done)
+        self._total, self._restored = total + beyond, done + beyond - self._done
 
     def begin(self, stage: str) -> None:
         self._stage = stage

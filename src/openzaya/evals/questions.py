@@ -58,7 +58,8 @@ def questions_of(spec: EvalSpec) -> list[Question]:
 def held_out_questions(spec: FamilySpec, seed: int) -> list[Question]:
     """Distinct held-out problems of a family, drawn from the seed, the levels of difficulty in turn.
 
-    A level whose held-out instances are used up leaves its share to the others. Raises EvalError where all are.
+    A level whose held-out instances are used up leaves its share to the others. Raises EvalError where all are,
+    unless `spec.fewer` allows it.
     """
     known = families()
     if spec.family not in known:
@@ -73,10 +74,12 @@ def held_out_questions(spec: FamilySpec, seed: int) -> list[Question]:
     found: dict[str, Problem] = {}
     levels = deque((level, 0) for level in range(low, high + 1))
     while len(found) < spec.count:
+        if not levels and spec.fewer and found:
+            break
         if not levels:
             raise EvalError(
                 f"{spec.family} at difficulty {low} to {high} has only {len(found)} held-out problems and {spec.count} "
-                "are asked for; lower count or raise the difficulty"
+                "are asked for; lower count, widen the difficulty or set fewer = true"
             )
         level, drawn = levels.popleft()
         for draw in range(drawn, drawn + _DRAWS):
@@ -186,5 +189,5 @@ def cycles(questions: Iterable[Question]) -> dict[str, tuple[Question, ...]]:
         cycle = sorted(group if len(group) > 1 else everything, key=lambda question: question.difficulty or 0)
         for place, question in enumerate(cycle):
             if question.benchmark == group[0].benchmark:
-                found[question.id] = tuple(cycle[place + 1 :] + cycle[:place])
+                found[question.id] = tuple(cycle)
     return found

@@ -133,10 +133,11 @@ class Results:
         if values["version"] != VERSION:
             raise EvalError(f"the results {path} have version {values['version']} and this program writes {VERSION}")
         for name, identity in self._header.models.items():
-            if values["models"].get(name) != identity:
+            before = values["models"].get(name, {})
+            if _without_source(before) != _without_source(identity):
                 raise EvalError(
                     f"the results {path} were measured with another model as {name!r} "
-                    f"({values['models'].get(name)}, now {dict(identity)}); give a new folder"
+                    f"({dict(before)}, now {dict(identity)}); give a new folder"
                 )
         if values["digest"] != self._header.digest:
             before, now = values["spec"], self._header.spec
@@ -153,6 +154,11 @@ def _open_at(path: Path, kept: int) -> int:
     except OSError as error:
         raise EvalError(f"cannot write the results {path}: {error.strerror}") from error
     return descriptor
+
+
+def _without_source(identity: Mapping[str, str]) -> dict[str, str]:
+    """Weights are the same wherever they lie."""
+    return {name: value for name, value in identity.items() if name != "source"}
 
 
 _PLAIN = {each.name: each.default for each in fields(Candidate) if each.default is not MISSING}

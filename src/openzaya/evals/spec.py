@@ -26,6 +26,8 @@ class FamilySpec(_Settings):
 
     family: str
     count: int = Field(200, ge=1)
+    fewer: bool = False
+    """Take what there is where the family has not so many held-out problems, instead of refusing."""
     difficulty: tuple[int, int] | None = None
     """Lowest and highest; each level in between gives as many problems. None is the family's whole range."""
     task: AnswerTask = "auto"
