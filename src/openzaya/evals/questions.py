@@ -189,5 +189,5 @@ def cycles(questions: Iterable[Question]) -> dict[str, tuple[Question, ...]]:
         cycle = sorted(group if len(group) > 1 else everything, key=lambda question: question.difficulty or 0)
         for place, question in enumerate(cycle):
             if question.benchmark == group[0].benchmark:
-                found[question.id] = tuple(cycle)
+                found[question.id] = tuple(cycle[place + 1 :] + cycle[:place])
     return found
