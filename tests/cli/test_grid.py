@@ -64,6 +64,14 @@ def test_a_growing_bar_shows_how_far_a_candidate_is() -> None:
     assert "▁ ▃ ▅ █" in row(drawn(state), "0")
 
 
+def test_the_bar_is_full_a_quarter_above_the_longest_candidate_that_finished() -> None:
+    state = a_run()
+    finish(state, 0, "42")
+    for index, tokens in enumerate([30, 50, 62], start=1):
+        state.observe(events.CandidateProgress(round=0, index=index, tokens=tokens), 1.0)
+    assert "● ▄ ▇ █" in row(drawn(state), "0")
+
+
 def test_votes_stand_beside_the_round_with_the_mark_of_their_answer() -> None:
     state = a_run()
     for index, answer in enumerate(["7", "42", "42", "42"]):

@@ -132,6 +132,18 @@ def test_without_limits_and_finished_candidates_nothing_is_foretold() -> None:
     assert outlook.tokens == 50
 
 
+def test_nothing_is_foretold_of_candidates_that_outrun_all_others() -> None:
+    state = RunState()
+    config = make_config({"candidates": 2, "tails": 1, "rounds": 0, "final_tokens": 500})
+    state.observe(events.RunStarted(config=config, task="math", model=None, restored=0), 0.0)
+    state.observe(events.RoundStarted(round=0, width=2, limit=500), 0.0)
+    state.observe(finished(0, "42", 50), 1.0)
+    state.observe(progress(1, 49), 1.0)
+    assert state.outlook(1.0) is not None
+    state.observe(progress(1, 60), 2.0)
+    assert state.outlook(2.0) is None
+
+
 def test_an_ended_run_has_no_outlook() -> None:
     state = started()
     state.observe(events.RunFinished(answer="1", finish_reason="budget", completion_tokens=1, seconds=1.0), 1.0)

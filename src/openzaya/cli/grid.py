@@ -33,7 +33,9 @@ _STAGES = {
 }
 _LEVELS = "▁▂▃▄▅▆▇█"
 _UNKNOWN_LIMIT = 4096
-"""Scale of the growing bar where a candidate has no token limit."""
+"""Scale of the growing bar where neither a token limit nor a finished candidate gives one."""
+_ABOVE_LONGEST = 1.25
+"""A full bar is this much longer than the longest candidate so far: few come near their limit."""
 _SPACED_WIDTH = 20
 """Rounds up to this width have a space between their candidates."""
 _FINAL_LINES = 3
@@ -52,8 +54,7 @@ def draw_run(state: RunState, problem: str, source: str, now: float, width: int)
     ]
     if state.final_text.strip() and state.final is not None and state.ended is None:
         parts += [Text(_last_lines(state.final_text, width - 6), style="italic"), Text()]
-    parts.append(_ending(state) if state.ended is not None else _footer(state, now))
-    parts.append(_legend())
+    parts += [_ending(state) if state.ended is not None else _footer(state, now), Text(), _legend()]
     return Panel(
         Group(*parts),
         title=Text.assemble(("Markovian RSA", "bold cyan"), (f" · {state.model or source}", "cyan")),
@@ -96,9 +97,8 @@ def _grid(state: RunState, config: MrsaConfig, width: int) -> Table:
 
 def _row(state: RunState, label: str, row: RoundState | None, width: int) -> tuple[Text, ...]:
     places = row.places if row is not None else [Place()] * width
-    marks = Text(" " if width <= _SPACED_WIDTH else "").join(
-        _mark(place, row.limit if row else None) for place in places
-    )
+    scale = _scale(state, row.limit if row is not None else None)
+    marks = Text(" " if width <= _SPACED_WIDTH else "").join(_mark(place, scale) for place in places)
     if row is None:
         return Text(label, style="bright_black"), marks, Text(), Text(), Text()
     running = row.ended < len(row.places)
@@ -111,9 +111,16 @@ def _row(state: RunState, label: str, row: RoundState | None, width: int) -> tup
     )
 
 
-def _mark(place: Place, limit: int | None) -> Text:
+def _scale(state: RunState, limit: int | None) -> float:
+    """Tokens of a candidate whose bar is full."""
+    longest = max((place.tokens for row in state.rows for place in row.places if place.ended), default=0)
+    known = [tokens for tokens in (limit, _ABOVE_LONGEST * longest) if tokens]
+    return min(known, default=_UNKNOWN_LIMIT)
+
+
+def _mark(place: Place, scale: float) -> Text:
     if place.stage is Stage.WRITING:
-        level = int(len(_LEVELS) * place.tokens / (limit or _UNKNOWN_LIMIT))
+        level = int(len(_LEVELS) * place.tokens / scale)
         return Text(_LEVELS[min(level, len(_LEVELS) - 1)], style="cyan")
     if place.answer is not None and place.stage is not Stage.FAILED:
         return Text(*_answer_mark(place.answer))
@@ -163,8 +170,10 @@ def _footer(state: RunState, now: float) -> RenderableType:
 
 
 def time_left(outlook: Outlook) -> str:
-    """ "about 4 s left", "at most 3 min left"; only for an outlook with a time."""
+    """ "about 4 s left", "at most 3 min left", "almost done"; only for an outlook with a time."""
     assert outlook.seconds is not None
+    if outlook.seconds < 0.5:
+        return "almost done"
     return f"{'at most' if outlook.at_most else 'about'} {duration(outlook.seconds)} left"
 
 

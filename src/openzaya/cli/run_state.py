@@ -198,7 +198,8 @@ class RunState:
             self._samples.popleft()
 
     def outlook(self, now: float) -> Outlook | None:
-        """What is left, going by the lengths of finished candidates; None where neither they nor a limit tell.
+        """What is left, going by the lengths of finished candidates; None where neither they nor a limit tell, or all
+        that is left has run longer than that.
 
         A final call that may yet be needed is not counted, and neither is what a deadline will leave undone.
         """
@@ -217,6 +218,8 @@ class RunState:
                 if length is None:
                     return None
                 left += self.config.width(number) * length
+        if not left:
+            return None
         speed = self.tokens_per_second(now)
         return Outlook(left, left / speed if speed else None, typical is None)
 

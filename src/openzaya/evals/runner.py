@@ -240,7 +240,7 @@ def samples_for(
     places = [question.id for question in questions if question.benchmark == benchmark]
     runs = [run for run in (results.get(target.name, place) for place in places) if run is not None]
     pools = [pool for pool in (results.get(arm.pool.name, place) for place in places) if pool is not None]
-    singles = [candidate for pool in pools for candidate in pool.candidates if candidate.index < 1]
+    singles = [candidate for pool in pools for candidate in pool.candidates if candidate.index < first]
     if not runs or not singles:
         return max(first, target.rollouts)
     return matched_samples(
