@@ -33,8 +33,8 @@ def prompt(tokenizer: Tokenizer, question: str) -> list[int]:
 
 def test_the_bundled_folder_is_small_and_has_all_that_a_model_needs() -> None:
     files = {path.name for path in FOLDER.iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} <= files
-    assert {"README.md", "evaluation.json"} <= files
+    assert {"config.json", "model.safetensors", "README.md", "evaluation.json"} <= files
+    assert {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} <= files
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 16 * 2**20
 
 

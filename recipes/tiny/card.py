@@ -2,8 +2,9 @@
 
     python recipes/tiny/card.py runs/zaya1-tiny/aggregation runs/evaluation
 
-The text of the card is `card.md` beside this file; `{{evaluation}}` in it becomes the tables of the report, `{{training}}`
-the lines of the run's log that end each phase. Nothing in the card is typed by hand that a run could have measured.
+The text of the card is `card.md` beside this file. In it `{{evaluation}}` becomes the tables of the report, and
+`{{training}}` the lines of the run's log that end each phase. Nothing in the card is typed by hand that a run could
+have measured.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def training_lines(run: Path) -> str:
     phases: dict[str, dict[str, object]] = {}
     for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
-        phases.setdefault(entry["phase"], {}).update(entry)
+        if (run / entry["phase"]).is_dir():
+            phases.setdefault(entry["phase"], {}).update(entry)
     rows = ["| phase | steps | loss of a learned token | load entropy | minutes of work |", "|---|---|---|---|---|"]
     for name, last in phases.items():
         minutes = float(str(last["seconds"])) / 60

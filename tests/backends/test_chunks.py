@@ -61,6 +61,11 @@ def test_content_in_parts_is_joined() -> None:
     assert chunk_of({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}).content == "ab"
 
 
+def test_half_a_surrogate_pair_becomes_a_replacement_and_a_whole_one_a_character() -> None:
+    assert chunk_of({"content": "a\ud83d"}).content == "a\ufffd"
+    assert chunk_of({"content": "\ud83d\ude00 é"}).content == "😀 é"
+
+
 def test_tool_calls_keep_their_index_or_take_their_place() -> None:
     calls = [{"index": 1, "id": "x", "function": {"name": "f", "arguments": "{"}}, {"function": {"arguments": "}"}}]
     assert chunk_of({"tool_calls": calls}).tool_calls == (

@@ -79,10 +79,11 @@ def _items(value: Any) -> Sequence[Any]:
 
 
 def _text(value: Any) -> str:
-    """Text of a content field; some servers send it in parts."""
-    if isinstance(value, str):
-        return value
-    return "".join(_text(_fields(part).get("text")) for part in _items(value))
+    """Text of a field; some servers send it in parts. Halves of surrogate pairs, which no request could carry on,
+    become U+FFFD."""
+    if not isinstance(value, str):
+        return "".join(_text(_fields(part).get("text")) for part in _items(value))
+    return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _ids(value: Any) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from openzaya.cli.figures import byte_size, count, duration
+from openzaya.cli.figures import byte_size, count
 from openzaya.cli.options import BUNDLED
 
 if TYPE_CHECKING:
@@ -96,14 +96,15 @@ def _fetched_config(hub_id: str) -> Path:
 def outlook(config: ZayaConfig, sizes: ModelInfo, machine: Machine) -> dict[str, Any]:
     """What this machine can do with a model in its stored dtype, as plain values.
 
-    `fits` is None where the memory is not known. `decode_bound` is the most tokens a second that one sequence can
-    have when every active weight is read from memory once a token; None where the weights may stay in caches.
+    `fits` is None where the memory is not known. `decode_bound` is about the most tokens a second that one sequence can
+    have when every active weight, the head's among them, is read from memory once a token; None where the weights may
+    stay in caches.
     """
     from openzaya.model.info import sequence_bytes
 
     weights = sizes.weight_bytes[config.dtype]
     item = weights / sizes.total
-    active = sizes.active * item
+    read = (sizes.active + config.vocab_size * config.hidden_size) * item
     room = None if machine.available_bytes is None else machine.available_bytes - weights
     full = sequence_bytes(config, config.max_position_embeddings, config.dtype)
     return {
@@ -111,7 +112,7 @@ def outlook(config: ZayaConfig, sizes: ModelInfo, machine: Machine) -> dict[str,
         "fits": None if room is None else room > full,
         "sequence_bytes": full,
         "sequences_of_full_context": None if room is None else max(0, int(room // full)),
-        "decode_bound": machine.bytes_per_second / active if weights > _CACHED_BYTES else None,
+        "decode_bound": machine.bytes_per_second / read if weights > _CACHED_BYTES else None,
     }
 
 
@@ -197,16 +198,12 @@ def _machine_rows(config: ZayaConfig, sizes: ModelInfo, machine: Machine) -> lis
     if here["fits"] is None:
         verdict = "not known on this system"
     elif here["fits"]:
-        verdict = f"yes, with room for {here['sequences_of_full_context']:,} sequences of full context"
+        room = here["sequences_of_full_context"]
+        verdict = f"yes, with room for {room:,} sequence{'s' if room > 1 else ''} of full context"
     else:
         verdict = f"no: {byte_size(here['weight_bytes'] + here['sequence_bytes'])} are needed; use a server (--backend)"
     rows.append(("fits here", verdict))
     if here["decode_bound"] is not None:
         speed = here["decode_bound"]
-        rows.append(
-            (
-                "speed bound",
-                f"{speed:.1f} tokens/s a sequence by memory alone, 10,000 tokens in {duration(1e4 / speed)}",
-            )
-        )
+        rows.append(("speed", f"{speed:.1f} tokens/s a sequence at best, going by memory alone"))
     return rows
