@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+
 from hypothesis import settings
 
 # A deadline an example measures how busy the machine is, not whether the code is right.
 settings.register_profile("openzaya", deadline=None)
 settings.load_profile("openzaya")
+
+# A shell starts background jobs with SIGINT ignored, and programs that tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
