@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from openzaya.backends.opening import open_backend
 from openzaya.backends.protocol import Backend, Message
 from openzaya.mrsa.config import ConfigError, MrsaConfig, preset
 from openzaya.mrsa.events import OnEvent
@@ -115,19 +116,9 @@ async def _open_backend(
     if isinstance(backend, Backend):
         yield backend
         return
-    source: Any
-    if backend is None:
-        from openzaya.backends.embedded import EmbeddedBackend
-
-        source = await EmbeddedBackend.open(str(model))
-    else:
-        from openzaya.backends.openai import OpenAIBackend
-
-        urls = [backend] if isinstance(backend, str) else list(backend)
-        source = OpenAIBackend(urls, backend_model, api_key=api_key, api_key_env=api_key_env)
+    urls = [] if backend is None else [backend] if isinstance(backend, str) else list(backend)
+    source = await open_backend(str(model), urls, backend_model=backend_model, api_key=api_key, api_key_env=api_key_env)
     try:
-        if backend is not None:
-            await source.discover()
         yield source
     finally:
         await source.aclose()

@@ -104,18 +104,16 @@ class Source:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Backend]:
         """The backend, ready to be asked. Raises ValueError or BackendError."""
-        backend: Any
-        if self.urls:
-            from openzaya.backends.openai import OpenAIBackend
+        from openzaya.backends.opening import open_backend
 
-            backend = OpenAIBackend(self.urls, self.backend_model, api_key=self.api_key, api_key_env=self.api_key_env)
-        else:
-            from openzaya.backends.embedded import EmbeddedBackend
-
-            backend = await EmbeddedBackend.open(self.model)
+        backend = await open_backend(
+            self.model,
+            self.urls,
+            backend_model=self.backend_model,
+            api_key=self.api_key,
+            api_key_env=self.api_key_env,
+        )
         try:
-            if self.urls:
-                await backend.discover()
             yield backend
         finally:
             await backend.aclose()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-from openzaya.backends.protocol import Backend, BackendError, ChatParams, Delta, Message
+from openzaya.backends.opening import open_backend
+from openzaya.backends.protocol import Backend, ChatParams, Delta, Message
 from openzaya.evals.spec import EvalError, ModelSpec
 
 
@@ -85,27 +86,20 @@ class Sources:
 
 
 async def _opened(spec: ModelSpec) -> Backend:
-    if spec.backend:
-        from openzaya.backends.openai import OpenAIBackend
-
-        key = os.environ.get(spec.api_key_env) if spec.api_key_env else None
-        if spec.api_key_env and not key:
-            raise EvalError(f"the environment variable {spec.api_key_env} is not set; set it to the server's key")
-        server: Any = OpenAIBackend(spec.backend, spec.backend_model, api_key=key, api_key_env=spec.api_key_env)
-        await _or_close(server, server.discover())
-        return server
-    from openzaya.backends.embedded import EmbeddedBackend
-
-    options = {key: value for key, value in spec.engine.model_dump().items() if value is not None}
-    return await EmbeddedBackend.open(spec.source, **options)
-
-
-async def _or_close(backend: Backend, opening: Awaitable[object]) -> None:
-    try:
-        await opening
-    except BackendError:
-        await backend.aclose()
-        raise
+    key = os.environ.get(spec.api_key_env) if spec.api_key_env else None
+    if spec.backend and spec.api_key_env and not key:
+        raise EvalError(f"the environment variable {spec.api_key_env} is not set; set it to the server's key")
+    options = (
+        {} if spec.backend else {name: value for name, value in spec.engine.model_dump().items() if value is not None}
+    )
+    return await open_backend(
+        spec.source,
+        spec.backend,
+        backend_model=spec.backend_model,
+        api_key=key,
+        api_key_env=spec.api_key_env,
+        **options,
+    )
 
 
 def weights_hash(source: str) -> str:
