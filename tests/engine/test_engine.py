@@ -191,7 +191,11 @@ def test_a_failing_step_reaches_every_request_and_the_engine_goes_on(model):
     with Engine(model, memory="32MiB") as engine:
         executor = engine._worker.scheduler.executor
         executor.step = lambda batch: 1 / 0
+        # The worker waits until all are there: what comes after a failed step belongs to a new, sound scheduler.
+        all_there = threading.Event()
+        engine._worker._command(lambda: all_there.wait(30))
         requests = [engine.submit(prompt(9, seed)) for seed in range(3)]
+        all_there.set()
         for request in requests:
             with pytest.raises(EngineError, match="division by zero"):
                 request.result(30)
