@@ -10,7 +10,7 @@ from typing import Any
 
 from openzaya.backends.opening import open_backend
 from openzaya.backends.protocol import Backend, Message
-from openzaya.mrsa.config import ConfigError, MrsaConfig, preset
+from openzaya.mrsa.config import ConfigError, MrsaConfig, automatic_preset, preset
 from openzaya.mrsa.events import OnEvent
 from openzaya.mrsa.journal import JournalError, JournalSink, JsonLinesSink
 from openzaya.mrsa.prompts import Prompts, load_prompts
@@ -70,17 +70,11 @@ async def asolve(
             await sink.aclose()
 
 
-def auto_preset(source: Backend, model: str | Path = BUNDLED_MODEL) -> str:
-    """The preset for a source: `tiny` for the bundled model, `local` for a big model on a CPU, `default` elsewhere."""
-    if not source.capabilities.local:
-        return "default"
-    if str(model) == BUNDLED_MODEL:
-        return "tiny"
-    return "local" if str(getattr(source, "device", "cpu")).startswith("cpu") else "default"
-
-
 def _configure(name: str, source: Backend, model: str | Path, seed: int, overrides: dict[str, Any]) -> MrsaConfig:
-    return preset(auto_preset(source, model) if name == "auto" else name, seed=seed, **overrides)
+    if name == "auto":
+        device = str(getattr(source, "device", "cpu"))
+        name = automatic_preset(str(model), local=source.capabilities.local, device=device)
+    return preset(name, seed=seed, **overrides)
 
 
 def _check_preset(name: str, seed: int, overrides: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from openzaya.chat import ChatTemplate, Tokenizer, train_tokenizer
 from openzaya.data.examples import aggregation_example, plain_example
 from openzaya.data.mixture import FamilyShare, check_mixture, draw_problem
-from openzaya.data.rollouts import PoolEntry, Speaker, draw_aggregation, read_pool, roll_out, write_pool
+from openzaya.data.rollouts import PoolEntry, Speaker, draw_aggregation, draw_slipped, read_pool, roll_out, write_pool
 from openzaya.mrsa.prompts import bundled_prompts
 from openzaya.problems import split_of
 
@@ -105,7 +105,24 @@ def test_a_pool_survives_the_disk_and_draws_by_number(speaker: Speaker, tmp_path
     pool = [PoolEntry(7, 0, ("a {b}", "c\n d", "é", "4", "5"), (True, False, False, True, True))]
     write_pool(tmp_path / "pool.jsonl", pool)
     assert read_pool(tmp_path / "pool.jsonl") == pool
-    draws = [draw_aggregation(pool, MIXTURE, speaker, 4, 1, index).ids.tolist() for index in range(6)]
-    again = draw_aggregation(pool, MIXTURE, speaker, 4, 1, 3).ids.tolist()
+    draws = [draw_aggregation(pool, MIXTURE, speaker, range(4, 5), 1, index).ids.tolist() for index in range(6)]
+    again = draw_aggregation(pool, MIXTURE, speaker, range(4, 5), 1, 3).ids.tolist()
     assert again == draws[3]
     assert len({tuple(draw) for draw in draws}) > 1
+
+
+def test_slipped_tails_are_ends_of_worked_solutions_with_slips_up_to_the_rate(speaker: Speaker) -> None:
+    def prompt(tails: range, tau: int, rate: float, index: int) -> str:
+        example = draw_slipped(MIXTURE, speaker, tails, tau, rate, 1, index)
+        return speaker.tokenizer.decode(example.ids[~example.learned].tolist())
+
+    for index in range(12):
+        right = draw_problem(MIXTURE, 1, index).worked.reasoning
+        assert prompt(range(3, 4), 500, 0.0, index).count(right) == 3
+        assert right not in prompt(range(2, 3), 8, 0.0, index)
+        assert prompt(range(2, 3), 8, 0.0, index).count(speaker.last(right, 8)) >= 2
+    counts = {prompt(range(1, 4), 500, 0.0, index).count("answer:") for index in range(40)}
+    assert counts == {1, 2, 3}
+    slipped = [draw_problem(MIXTURE, 1, index).worked.reasoning not in prompt(range(1, 2), 500, 1.0, index)
+               for index in range(40)]  # fmt: skip
+    assert 0.3 < sum(slipped) / len(slipped) < 1.0

@@ -54,3 +54,8 @@ def test_a_batch_learns_each_learned_token_of_its_examples_once(sizes: list[int]
 
 def test_rows_of_one_example_need_no_document_marks() -> None:
     assert make_batch([[example(4)], [example(2)]]).document_ids is None
+
+
+def test_padding_is_marked_whether_or_not_rows_are_packed() -> None:
+    assert make_batch([[example(3)], [example(2)]]).real.tolist() == [[True] * 3, [True, True, False]]
+    assert make_batch([[example(1), example(2)], [example(2)]]).real.tolist() == [[True] * 3, [True, True, False]]

@@ -12,11 +12,10 @@ from openzaya.evals.arms import (
     SampledArm,
     arms_digest,
     arms_of,
-    automatic_preset,
     first_samples,
     matched_samples,
 )
-from openzaya.evals.spec import EvalError, EvalSpec, ModelSpec, load_spec, make_spec
+from openzaya.evals.spec import EvalError, EvalSpec, load_spec, make_spec
 from openzaya.mrsa import ConfigError
 
 
@@ -128,11 +127,19 @@ def test_a_specification_is_read_from_toml_and_errors_name_the_file(tmp_path: Pa
         make_spec({"arms": [{"mode": "single"}]})
 
 
-def test_the_automatic_preset_is_the_one_of_solve() -> None:
-    assert automatic_preset(ModelSpec()) == "tiny"
-    assert automatic_preset(ModelSpec(source="org/big")) == "local"
-    assert automatic_preset(ModelSpec(source="org/big", engine={"device": "cuda"})) == "default"
-    assert automatic_preset(ModelSpec(backend=("http://host",))) == "default"
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ({}, "tiny"),
+        ({"source": "org/big"}, "local"),
+        ({"source": "org/big", "engine": {"device": "cuda"}}, "default"),
+        ({"backend": ("http://host",)}, "default"),
+    ],
+)
+def test_the_automatic_preset_is_the_one_of_solve(model: dict[str, Any], expected: str) -> None:
+    (arm, *_controls) = arms_of(spec_of({"mode": "mrsa"}, models={"main": model}))
+    assert isinstance(arm, RsaArm)
+    assert arm.preset == expected
 
 
 @given(st.integers(1, 10**6), st.integers(1, 500), st.integers(1, 10**6), st.integers(1, 5000))

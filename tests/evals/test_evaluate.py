@@ -260,6 +260,41 @@ def test_a_run_resumed_at_every_boundary_gives_the_same_report_and_repeats_nothi
             assert model.calls == []
 
 
+def test_processes_share_a_folder_by_benchmark_and_the_report_is_that_of_one(tmp_path: Path) -> None:
+    whole = without_date(run(specification(), main=model_for(specification())))
+    spec = specification(out=tmp_path)
+    for benchmark in ("logic_order", "arithmetic_chain"):
+        part = evaluate(spec, backends={"main": model_for(spec)}, only=[benchmark])
+        assert {row.scope for row in part.rows} == {benchmark}
+        assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
+    idle = model_for(spec)
+    assert without_date(run(spec, main=idle)) == whole
+    assert idle.calls == []
+    with pytest.raises(EvalError, match="'arithmetic' is not in the evaluation; it has arithmetic_chain, logic_order"):
+        evaluate(spec, backends={"main": idle}, only=["arithmetic"])
+
+
+def test_opening_a_folder_cuts_nothing_that_another_process_appends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = specification(out=tmp_path, arms=[SHAPES[0]])
+    run(spec, main=model_for(spec))
+    lines = (tmp_path / "results.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "results.jsonl").write_bytes(b"".join(lines[:-1]))
+    read = Path.read_bytes
+
+    def read_and_then_the_other_appends(path: Path) -> bytes:
+        data = read(path)
+        with path.open("ab") as file:
+            file.write(lines[-1])
+        return data
+
+    monkeypatch.setattr(Path, "read_bytes", read_and_then_the_other_appends)
+    evaluate(spec, backends={"main": model_for(spec)}, only=["arithmetic_chain"])
+    monkeypatch.undo()
+    assert lines[-1] in (tmp_path / "results.jsonl").read_bytes()
+
+
 def records(data: bytes) -> list[tuple[Any, ...]]:
     """The candidates of every result without their times, in a fixed order."""
     found = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -57,10 +58,21 @@ def test_a_fresh_model_predicts_close_to_evenly_and_its_residual_keeps_its_size(
     assert abs(float(loss) - math.log(SHAPE.vocab_size)) < 0.5
 
 
-def test_a_gradient_reaches_every_parameter(model):
+def test_experts_start_silent_at_the_weight_that_undecided_routing_gives_back(model):
+    for block in model.model.layers:
+        assert not block.mlp.experts.down_proj.any()
+        assert torch.equal(
+            block.post_mlp_residual_scale.hidden_states_scale, torch.full((SHAPE.hidden_size,), SHAPE.num_experts + 1.0)
+        )
+
+
+def test_a_gradient_reaches_every_parameter_once_the_experts_speak(model):
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for block in model.model.layers:
+            block.mlp.experts.down_proj.normal_(generator=torch.Generator().manual_seed(0))
     ids = torch.randint(0, SHAPE.vocab_size, (16, 48), generator=torch.Generator().manual_seed(0))
     logits = model(ids)
     F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
     idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    model.zero_grad()
     assert idle == []

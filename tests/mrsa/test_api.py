@@ -9,9 +9,7 @@ import pytest
 from scripted_backend import Script, ScriptedBackend, always
 
 import openzaya
-from openzaya.api import auto_preset
-from openzaya.backends.protocol import Capabilities
-from openzaya.mrsa import ConfigError, JournalError, PromptError
+from openzaya.mrsa import ConfigError, JournalError, PromptError, automatic_preset
 
 SMALL = {"candidates": 3, "tails": 2, "rounds": 1, "beta": 60, "tau": 20, "final_tokens": 90}
 
@@ -106,11 +104,4 @@ def test_bad_settings_are_refused_before_a_source_is_opened(tmp_path: Path) -> N
     ],
 )
 def test_the_automatic_preset_follows_the_source(local: bool, model: str, device: str, expected: str) -> None:
-    class Source(ScriptedBackend):
-        @property
-        def capabilities(self) -> Capabilities:
-            return Capabilities(local=local)
-
-    backend = Source(always(Script()))
-    backend.device = device
-    assert auto_preset(backend, model) == expected
+    assert automatic_preset(model, local=local, device=device) == expected

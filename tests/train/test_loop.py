@@ -190,6 +190,32 @@ def _end_of(folder: Path):  # type: ignore[no-untyped-def]
     return read_state(folder / "plain.end")
 
 
+def test_phases_run_alone_give_the_weights_of_a_whole_run(
+    finished: tuple[Path, list[StepReport | str]], tmp_path: Path
+) -> None:
+    folder, _reports = finished
+    config = config_of(RECIPE, tmp_path)
+    with pytest.raises(ValueError, match="'aggregation' starts from 'plain': run that one first"):
+        Run(config, RECIPE, tmp_path / "run").run("aggregation")
+    for phase in ("plain", "aggregation"):
+        Run(config, RECIPE, tmp_path / "run").run(phase)
+    expected, found = weights(folder / "aggregation"), weights(tmp_path / "run" / "aggregation")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    with pytest.raises(ValueError, match="'control' is not in the recipe; it has plain, aggregation"):
+        Run(config, RECIPE, tmp_path / "run").run("control")
+
+
+def test_aggregation_of_slips_needs_no_rollouts(finished: tuple[Path, list[StepReport | str]], tmp_path: Path) -> None:
+    folder, _reports = finished
+    text = RECIPE.replace("refreshes = 2", "refreshes = 0\nslipped = 1.0\nfewest_tails = 1")
+    config = config_of(text, tmp_path)
+    source = PhaseRun(Run(config, RECIPE, folder), config.phases[1]).source
+    aggregations = [batch for batch in source.batches(0, []) if batch.document_ids is None]
+    assert sum(batch.tokens for batch in aggregations) > 400
+    others = [batch for batch in source.batches(1, []) if batch.document_ids is None]
+    assert aggregations[0].input_ids.tolist() != others[0].input_ids.tolist()
+
+
 def test_a_torn_state_is_refused_with_the_remedy(finished: tuple[Path, list[StepReport | str]], tmp_path: Path) -> None:
     folder, _reports = finished
     torn = tmp_path / "torn.end"
@@ -209,6 +235,9 @@ def test_a_torn_state_is_refused_with_the_remedy(finished: tuple[Path, list[Step
         (("tokens = 6000", "tokens = 0"), "phases.0.tokens"),
         (("[mixture]", "[mixture"), "not valid TOML"),
         (('name = "aggregation"', 'name = "plain"'), "name 'plain' is taken"),
+        (("refreshes = 2", "refreshes = 0"), "wants rollouts and refreshes is 0"),
+        (("refreshes = 2", "slipped = 1.0"), "uses no rollouts and refreshes is 4"),
+        (("tails = 2", "tails = 2\nfewest_tails = 3"), "fewest_tails 3 is more than tails 2"),
     ],
 )
 def test_a_recipe_with_a_mistake_is_refused_naming_it(change: tuple[str, str], message: str, tmp_path: Path) -> None:

@@ -54,6 +54,15 @@ def evaluate(
             metavar="DIR", help="Keep raw rollouts and the report there, and go on from them.", rich_help_panel=_PANEL
         ),
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="BENCH",
+            help="Of a specification this benchmark alone, and write no report; repeat it for several. Processes may "
+            "share a folder, and the same command without --only then writes the report.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the report as one JSON object.", rich_help_panel=_PANEL)
     ] = False,
@@ -75,10 +84,12 @@ def evaluate(
             "--preset": preset, "--samples": samples, "--limit": limit, "--seed": seed,
         }  # fmt: skip
         _refuse_beside(specification, [name for name, value in others.items() if value is not None and value != []])
+    elif only:
+        raise InputError("--only chooses among the benchmarks of a .toml specification; name the families themselves")
 
     def run(on_progress: OnProgress | None) -> Report:
         if specification is not None:
-            return _by_specification(specification, out, on_progress)
+            return _by_specification(specification, out, only or [], on_progress)
         from openzaya.evals import evaluate_named
 
         return evaluate_named(
@@ -114,15 +125,15 @@ def evaluate(
         print_report(report)
 
 
-def _by_specification(path: Path, out: Path | None, on_progress: OnProgress | None) -> Report:
+def _by_specification(path: Path, out: Path | None, only: list[str], on_progress: OnProgress | None) -> Report:
     from openzaya.evals import evaluate, load_spec
 
     spec = load_spec(path)
     if out is not None:
         spec = spec.model_copy(update={"out": out})
-    return evaluate(spec, on_progress=on_progress)
+    return evaluate(spec, only=only, on_progress=on_progress)
 
 
 def _refuse_beside(specification: Path, given: list[str]) -> None:
     if given:
-        raise InputError(f"{given[0]} cannot be given beside {specification}, which says it all but --out")
+        raise InputError(f"{given[0]} cannot be given beside {specification}, which says it all but --out and --only")

@@ -22,6 +22,10 @@ def train(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the run; runs/ and the recipe's name if not given.")
     ] = None,
+    phase: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Only this phase. Those that do not build on each other may run at once."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved recipe and the plan as JSON, and train nothing.")
     ] = False,
@@ -42,7 +46,7 @@ def train(
 
     say(f"training {recipe} in {folder}; stop it at any time, the same command goes on")
     try:
-        Run(config, recipe.read_text(encoding="utf-8"), folder, report=_Reporter().report).run()
+        Run(config, recipe.read_text(encoding="utf-8"), folder, report=_Reporter().report).run(phase)
     except KeyboardInterrupt as error:
         error.add_note(f"{folder} is whole; the same command goes on, and repeats {config.save_seconds:.0f} s at most")
         raise

@@ -41,8 +41,10 @@ class Batch:
     input_ids: NDArray[np.int64]
     targets: NDArray[np.int64]
     learned: NDArray[np.bool_]
+    real: NDArray[np.bool_]
+    """False at padding."""
     document_ids: NDArray[np.int64] | None
-    """None where each row holds one example."""
+    """None where each row holds one example: padding follows it and nothing reads that."""
 
     @property
     def learned_tokens(self) -> int:
@@ -72,4 +74,4 @@ def make_batch(rows: Sequence[Sequence[Example]]) -> Batch:
             document_ids[row, start:end] = document
             start = end
     single = all(len(examples) == 1 for examples in rows)
-    return Batch(input_ids, targets, learned, None if single else document_ids)
+    return Batch(input_ids, targets, learned, document_ids >= 0, None if single else document_ids)

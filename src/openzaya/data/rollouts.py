@@ -18,7 +18,7 @@ from openzaya.data.examples import Example, aggregation_example, aggregation_of
 from openzaya.data.mixture import Mixture, draw_problem
 from openzaya.grading import extract_answer
 from openzaya.mrsa.prompts import Prompts
-from openzaya.problems import Problem, verify
+from openzaya.problems import Problem, verify, work
 
 
 class Sampler(Protocol):
@@ -63,6 +63,10 @@ class Speaker:
         reasoning_ids = [token for piece in pieces if piece.kind == "reasoning" for token in piece.ids]
         content = "".join(piece.text for piece in pieces if piece.kind == "content")
         return self.tokenizer.decode(reasoning_ids[-tau:]), content
+
+    def last(self, text: str, tau: int) -> str:
+        """The last `tau` tokens of a text."""
+        return self.tokenizer.decode(self.tokenizer.encode(text)[-tau:])
 
 
 def roll_out(
@@ -110,13 +114,25 @@ def roll_out(
 
 
 def draw_aggregation(
-    pool: Sequence[PoolEntry], mixture: Mixture, speaker: Speaker, tails: int, seed: int, index: int
+    pool: Sequence[PoolEntry], mixture: Mixture, speaker: Speaker, tails: range, seed: int, index: int
 ) -> Example:
     """Aggregation example number `index` of a pool of this mixture and seed: a problem and a draw of its tails."""
     random = Random(f"aggregation/{seed}/{index}")
     entry = pool[random.randrange(len(pool))]
     problem = draw_problem(mixture, seed, entry.index)
-    chosen = random.sample(entry.tails, min(tails, len(entry.tails)))
+    chosen = random.sample(entry.tails, min(random.choice(tails), len(entry.tails)))
+    return aggregation_example(problem, chosen, speaker.prompts, speaker.tokenizer, speaker.template)
+
+
+def draw_slipped(
+    mixture: Mixture, speaker: Speaker, tails: range, tau: int, slip_rate: float, seed: int, index: int
+) -> Example:
+    """Aggregation example number `index`: tails are worked solutions with slips, at a rate drawn up to `slip_rate`."""
+    random = Random(f"slipped/{seed}/{index}")
+    problem = draw_problem(mixture, seed, index)
+    rate = random.uniform(0.0, slip_rate)
+    attempts = [work(problem, slip_rate=rate, seed=random.getrandbits(32)) for _ in range(random.choice(tails))]
+    chosen = [speaker.last(attempt.reasoning, tau) for attempt in attempts]
     return aggregation_example(problem, chosen, speaker.prompts, speaker.tokenizer, speaker.template)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from openzaya.backends.protocol import ChatParams
 from openzaya.evals.spec import EvalError, EvalSpec, MajorityArm, ModelSpec, MrsaArm, SingleArm
-from openzaya.mrsa import MrsaConfig, preset
+from openzaya.mrsa import MrsaConfig, automatic_preset, preset
 from openzaya.mrsa.config import BUDGETS
 from openzaya.mrsa.controls import TailSource
 
@@ -118,20 +118,13 @@ def _configured(given: MrsaArm, model: ModelSpec) -> tuple[str, MrsaConfig]:
     ours = sorted(_OURS & set(given.settings))
     if ours:
         raise EvalError(f"{ours[0]} is set by the evaluation itself; remove it from the settings of a mrsa arm")
-    name = automatic_preset(model) if given.preset == "auto" else given.preset
+    name = given.preset
+    if name == "auto":
+        name = automatic_preset(model.source, local=not model.backend, device=model.engine.device or "cpu")
     config = preset(name, **given.settings)
     if config.rounds == 0:
         raise EvalError(f"the preset {name} has no aggregation round; use mode = 'single' or 'majority' instead")
     return name, config
-
-
-def automatic_preset(model: ModelSpec) -> str:
-    """What `solve` takes for this model under the preset `auto`."""
-    if model.backend:
-        return "default"
-    if model.source == "tiny":
-        return "tiny"
-    return "local" if (model.engine.device or "cpu").startswith("cpu") else "default"
 
 
 def _check_names(arms: Sequence[Arm]) -> None:

@@ -24,7 +24,7 @@ from openzaya.evals.records import Header, Results
 from openzaya.evals.report import ArmEntry, Report, figures
 from openzaya.evals.runner import Runner
 from openzaya.evals.sources import Sources
-from openzaya.evals.spec import EvalSpec, load_spec
+from openzaya.evals.spec import EvalError, EvalSpec, load_spec
 from openzaya.evals.tables import markdown
 from openzaya.grading import Verifier
 from openzaya.mrsa.prompts import Prompts, bundled_prompts, load_prompts
@@ -47,6 +47,7 @@ async def aevaluate(
     spec: EvalSpec | str | Path,
     *,
     backends: Mapping[str, Backend] | None = None,
+    only: Sequence[str] = (),
     on_progress: OnProgress | None = None,
 ) -> Report:
     """Run every arm on every problem of a specification (or of a TOML file with one), and report.
@@ -55,19 +56,23 @@ async def aevaluate(
     it goes on from there. `scores.jsonl` (a line a problem), `report.json` and `report.md` follow at the end.
     `backends` stand in for models of the specification, by name, and stay open.
 
+    With `only` some of the benchmarks are run and reported, and of the files only the raw results are written: several
+    processes may share the work in one folder, and the same specification without `only` then writes the report.
+
     Raises EvalError, ConfigError or PromptError for what cannot be run or resumed. A problem on which a source fails
     altogether is tried once more at the end of its stage, and raises BackendError or MrsaError where that fails too,
     as do several in a row at once; what was finished by then is kept.
     """
     spec = spec if isinstance(spec, EvalSpec) else load_spec(spec)
     arms = arms_of(spec)
-    questions = questions_of(spec)
+    every_question = questions_of(spec)
+    questions = _chosen(every_question, only)
     prompts = load_prompts(spec.prompts) if spec.prompts else bundled_prompts()
     meter = Meter(on_progress)
     sources = Sources(spec.models, backends or {})
     with ExitStack() as stack:
         verifier = stack.enter_context(Verifier()) if spec.thorough else None
-        header = await asyncio.to_thread(_header, spec, arms, questions, prompts, sources)
+        header = await asyncio.to_thread(_header, spec, arms, every_question, prompts, sources)
         controlled = {arm.control_of for arm in arms if isinstance(arm, RsaArm) and arm.control_of is not None}
         results = Results(
             spec.out / RESULTS if spec.out else None, header, tails_of=controlled, keep_text=spec.keep_text
@@ -83,9 +88,17 @@ async def aevaluate(
         grader = Grader(verifier)
         outcomes = {arm.name: outcomes_of(arm, arms, questions, results, seed=spec.seed, grader=grader) for arm in arms}
     report = _report(spec, arms, questions, outcomes, header)
-    if spec.out is not None:
+    if spec.out is not None and not only:
         _write(spec.out, report, questions, outcomes)
     return report
+
+
+def _chosen(questions: Sequence[Question], only: Sequence[str]) -> Sequence[Question]:
+    names = dict.fromkeys(question.benchmark for question in questions)
+    for name in only:
+        if name not in names:
+            raise EvalError(f"the benchmark {name!r} is not in the evaluation; it has {', '.join(names)}")
+    return [question for question in questions if question.benchmark in only] if only else questions
 
 
 def _header(

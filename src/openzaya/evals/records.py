@@ -59,8 +59,8 @@ class Results:
         self._found: dict[tuple[str, str], Result] = {}
         self._descriptor: int | None = None
         if path is not None:
-            kept = self._read(path)
-            self._descriptor = _open_at(path, kept)
+            kept, torn = self._read(path)
+            self._descriptor = _open_at(path, kept if torn else None)
             if kept == 0:
                 self._append({"kind": "header", **asdict(header)})
 
@@ -101,12 +101,12 @@ class Results:
         while data:
             data = data[os.write(self._descriptor, data) :]
 
-    def _read(self, path: Path) -> int:
-        """Take in all whole lines; returns how many bytes they are."""
+    def _read(self, path: Path) -> tuple[int, bool]:
+        """Take in all whole lines; returns how many bytes they are, and whether a torn one follows."""
         try:
             data = path.read_bytes()
         except FileNotFoundError:
-            return 0
+            return 0, False
         except OSError as error:
             raise EvalError(f"cannot read the results {path}: {error.strerror}") from error
         lines = data.split(b"\n")[:-1]
@@ -127,7 +127,8 @@ class Results:
                     f"line {number} of {path} is no result of an evaluation; the file is damaged or another's, so give "
                     "a new folder"
                 ) from error
-        return sum(len(line) + 1 for line in lines)
+        kept = sum(len(line) + 1 for line in lines)
+        return kept, kept < len(data)
 
     def _check(self, values: Mapping[str, Any], path: Path) -> None:
         if values["version"] != VERSION:
@@ -146,11 +147,13 @@ class Results:
             raise EvalError(f"the results {path} belong to another evaluation ({what} differ); give a new folder")
 
 
-def _open_at(path: Path, kept: int) -> int:
+def _open_at(path: Path, kept: int | None) -> int:
+    """Open for appending, cut to `kept` bytes; None cuts nothing, since another process may be appending too."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.ftruncate(descriptor, kept)
+        if kept is not None:
+            os.ftruncate(descriptor, kept)
     except OSError as error:
         raise EvalError(f"cannot write the results {path}: {error.strerror}") from error
     return descriptor

@@ -2,14 +2,20 @@
 
 | tensor | value |
 |---|---|
-| linear layers, experts | normal, 1/sqrt(fan in); the two outputs of a block divided by sqrt(2 * layers) as well |
+| linear layers, experts | normal, 1/sqrt(fan in); attention's output divided by sqrt(2 * layers) as well |
+| experts' output | 0: a block starts as attention alone |
 | embedding | normal, `initializer_range`; the learned scale after it starts at the inverse of that |
 | depthwise convolution | 1 on the current token, 0 on earlier ones: queries and keys start as plain projections |
 | head-wise convolution | normal, 1/sqrt(fan in) |
 | router's output | normal, 0.1/sqrt(fan in) |
 | key temperature | 1 |
 | residual scales 1, their biases 0; norms 1; router state scale 1 | identity |
+| scale of the experts' output | E + 1, the inverse of the weight that an expert has where the router is undecided |
 | balancing biases | 0 for experts, -1 for the skip class |
+
+Experts that start as noise teach the router to be rid of them: it gives its probability to the skip class, which does
+nothing, and the experts chosen by the balancing biases are left with a hundredth. Experts that start at zero at full
+weight do not (recipes/tiny/LOG.md).
 
 Zyphra's own initialisation is not published. transformers sets the key temperature to 0, which makes every key zero:
 harmless before loading weights, but from scratch no gradient reaches the keys' direction through a zero factor at first
@@ -55,7 +61,7 @@ def initialise(model: ZayaForCausalLM, seed: int = 0) -> ZayaForCausalLM:
                 module.residual_bias.zero_()
             case Experts():
                 normal(module.gate_up_proj, 1 / math.sqrt(module.gate_up_proj.shape[-1]))
-                normal(module.down_proj, 1 / math.sqrt(module.down_proj.shape[-1]))
+                module.down_proj.zero_()
             case Trunk():
                 normal(module.embed_tokens.weight, model.config.initializer_range)
                 # The released code scales the embedding by a learned vector; it starts at the residual's unit size.
@@ -79,10 +85,10 @@ def initialise(model: ZayaForCausalLM, seed: int = 0) -> ZayaForCausalLM:
                 module.router_mlp.out_proj.weight.mul_(0.1)
                 module.balancing_biases.zero_()
                 module.balancing_biases[-1] = -1.0
-    # Each block's two outputs start small, so that the residual stream's size does not grow with depth.
     depth = math.sqrt(2 * model.config.num_hidden_layers)
     for block in model.model.layers:
         assert isinstance(block, Block)
+        # Attention starts small, so that the residual stream's size does not grow with depth.
         block.self_attn.o_proj.weight.div_(depth)
-        block.mlp.experts.down_proj.div_(depth)
+        block.post_mlp_residual_scale.hidden_states_scale.fill_(model.config.num_experts + 1)
     return model

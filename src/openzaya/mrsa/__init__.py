@@ -3,7 +3,7 @@
 `run` solves one problem over any `Backend`; `replay` retells a finished run from its journal.
 """
 
-from openzaya.mrsa.config import ConfigError, MrsaConfig, make_config, preset, preset_names
+from openzaya.mrsa.config import ConfigError, MrsaConfig, automatic_preset, make_config, preset, preset_names
 from openzaya.mrsa.context import FinalRequest
 from openzaya.mrsa.controls import Controls
 from openzaya.mrsa.course import MrsaError, replay
@@ -24,6 +24,7 @@ __all__ = [
     "Prompts",
     "Solution",
     "aggregation_messages",
+    "automatic_preset",
     "load_prompts",
     "make_config",
     "preset",

@@ -160,6 +160,15 @@ def _presets() -> dict[str, dict[str, Any]]:
     return tomllib.loads(text)
 
 
+def automatic_preset(model: str, *, local: bool, device: str = "cpu") -> str:
+    """The preset `auto` stands for: `tiny` for the bundled model, `local` for others on a CPU here, else `default`."""
+    if not local:
+        return "default"
+    if model == "tiny":
+        return "tiny"
+    return "local" if device.startswith("cpu") else "default"
+
+
 def preset_names() -> tuple[str, ...]:
     """The presets in the order of the table."""
     return tuple(_presets())

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from random import Random
+from zlib import crc32
 
 from openzaya.data.examples import Example, plain_example
 from openzaya.data.mixture import Mixture, draw_problem
 from openzaya.data.packing import Batch, best_fit_decreasing, make_batch
-from openzaya.data.rollouts import PoolEntry, Speaker, draw_aggregation
-from openzaya.train.config import PhaseRecipe
+from openzaya.data.rollouts import PoolEntry, Speaker, draw_aggregation, draw_slipped
+from openzaya.train.config import AggregationRecipe, PhaseRecipe
 
 MICROBATCH_TOKENS = 16_640
 """Most tokens of one forward and backward; small ones spend their time on the cost of each operation."""
 
+_MOST_PADDING = 0.2
+"""Of the aggregation tokens of a step, in one microbatch."""
+
 _INDICES_A_STEP = 4096
 """Problem numbers set aside for each step, more than any step draws, so that steps never share a problem."""
+
+_INDICES_A_PHASE = 1 << 44
+_SLIPPED = 1 << 36
+"""Problem numbers from here on get slipped tails, so that no step reads a problem both ways."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +39,7 @@ class BatchSource:
     def batches(self, step: int, pool: Sequence[PoolEntry]) -> list[Batch]:
         """The microbatches of a step: packed rows of plain problems, then rows of one aggregation example each."""
         aggregation = self.phase.aggregation
-        share = aggregation.share if aggregation and pool else 0.0
+        share = aggregation.share if aggregation and (pool or aggregation.refreshes == 0) else 0.0
         plain = list(self._plain(step, int(self.phase.batch_tokens * (1 - share))))
         learned = sum(batch.learned_tokens for batch in plain)
         return plain + list(self._aggregations(step, int(self.phase.batch_tokens * share), learned, pool))
@@ -38,7 +47,7 @@ class BatchSource:
     def _plain(self, step: int, tokens: int) -> Iterator[Batch]:
         row, wanted = self.phase.row, max(1, tokens // self.phase.row)
         examples: list[Example] = []
-        index, total = step * _INDICES_A_STEP, 0
+        index, total = self._first_index(step), 0
         # A little more than fits, so that best-fit packing has small pieces left to fill its rows with.
         while total < wanted * row * 1.02:
             problem = draw_problem(self.mixture, self.seed, index)
@@ -61,8 +70,8 @@ class BatchSource:
             return
         examples: list[Example] = []
         while sum(len(example) for example in examples) < tokens:
-            index = step * _INDICES_A_STEP + len(examples)
-            drawn = draw_aggregation(pool, self.mixture, self.speaker, aggregation.tails, self.seed, index)
+            index = self._first_index(step) + len(examples)
+            drawn = self._aggregation(aggregation, index, pool)
             learned -= int(drawn.learned.sum())
             if learned < 0 and examples:
                 break
@@ -70,8 +79,26 @@ class BatchSource:
         examples.sort(key=len)
         batch: list[list[Example]] = []
         for example in examples:
-            if batch and (len(batch) + 1) * len(example) > MICROBATCH_TOKENS:
+            # Attention to a long row costs more than padding: rows hold one example each, beside others about as long.
+            padding = sum(len(example) - len(row[0]) for row in batch)
+            if batch and (padding > _MOST_PADDING * tokens or (len(batch) + 1) * len(example) > MICROBATCH_TOKENS):
                 yield make_batch(batch)
                 batch = []
             batch.append([example])
         yield make_batch(batch)
+
+    def _first_index(self, step: int) -> int:
+        return crc32(self.phase.name.encode()) * _INDICES_A_PHASE + step * _INDICES_A_STEP
+
+    def _aggregation(self, recipe: AggregationRecipe, index: int, pool: Sequence[PoolEntry]) -> Example:
+        if Random(f"slipped or own/{self.seed}/{index}").random() < recipe.slipped:
+            return draw_slipped(
+                self.mixture,
+                self.speaker,
+                recipe.tail_range(),
+                recipe.tau,
+                recipe.slip_rate,
+                self.seed,
+                _SLIPPED + index,
+            )
+        return draw_aggregation(pool, self.mixture, self.speaker, recipe.tail_range(), self.seed, index)

@@ -53,23 +53,50 @@ class OptimizerRecipe(_Section):
 
 
 class AggregationRecipe(_Section):
-    """Aggregation examples: question and tails of the model's own current rollouts, to a worked solution."""
+    """Aggregation examples: question and tails, to a worked solution.
+
+    Tails come from the model's own rollouts, refreshed as it learns, or are worked solutions with random slips. Those
+    cost nothing, so they can teach how to read tails from the first step, when the model cannot yet solve without.
+    """
 
     share: Fraction = 0.5
     """Of the tokens of a step; the rest stay plain problems, and more than half of the learned tokens with them."""
+    slipped: Fraction = 0.0
+    """Share of the aggregation examples whose tails are worked solutions with slips; 1 needs no rollouts."""
+    slip_rate: Fraction = 0.2
+    """Largest probability that a computed value slips; each example draws its own rate below it."""
     tails: Positive = 4
+    """Most tails of an example."""
+    fewest_tails: Positive | None = None
+    """Fewest tails; each example draws its count. By default always `tails`."""
     tau: Positive = 128
     """Tokens of a tail."""
     beta: Positive = 256
     """Token limit of a rollout."""
-    refreshes: Positive = 4
+    refreshes: Annotated[int, Field(ge=0)] = 4
     """How often in the phase new problems are drawn and rolled out with the weights of that moment."""
     problems: Positive = 800
     """Problems of one refresh."""
     rollouts: Positive = 6
     """Rollouts of each problem in round 0."""
     second_round: Fraction = 0.35
-    """Share of the problems that also give tails of round 1 (of aggregations), from the second refresh on."""
+    """Share of the problems that also give tails of round 1, that is of aggregations."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AggregationRecipe:
+        if self.fewest_tails is not None and self.fewest_tails > self.tails:
+            raise ValueError(f"fewest_tails {self.fewest_tails} is more than tails {self.tails}")
+        if self.refreshes == 0 and self.slipped < 1:
+            raise ValueError(
+                f"slipped {self.slipped} wants rollouts and refreshes is 0; set slipped = 1 or refreshes above 0"
+            )
+        if self.refreshes and self.slipped == 1:
+            raise ValueError(f"slipped 1 uses no rollouts and refreshes is {self.refreshes}; set refreshes = 0")
+        return self
+
+    def tail_range(self) -> range:
+        """The counts of tails that an example may have."""
+        return range(self.fewest_tails or self.tails, self.tails + 1)
 
 
 class PhaseRecipe(_Section):

@@ -92,8 +92,8 @@ class Learner:
         logits = self.model.logits(hidden[places])
         loss = F.cross_entropy(logits, torch.from_numpy(batch.targets)[places], reduction="sum") / learned
         loss.backward()
-        real = torch.ones_like(places) if documents is None else documents >= 0
-        self.balancer.count([chosen[real.flatten()] for chosen in routing.chosen])
+        real = torch.from_numpy(batch.real).flatten()
+        self.balancer.count([chosen[real] for chosen in routing.chosen])
         return loss.item()
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -123,13 +123,21 @@ class Run:
     report: Callable[[StepReport | str], None] = lambda _report: None
     _speaker: Speaker | None = field(default=None, init=False)
 
-    def run(self) -> None:
-        """Do every phase that is not finished; raises ValueError where the folder belongs to another recipe."""
+    def run(self, only: str | None = None) -> None:
+        """Do every phase that is not finished, or only the one named (phases apart may run at once).
+
+        Raises ValueError where the folder belongs to another recipe, the phase does not exist, or the phase that it
+        starts from is not finished.
+        """
+        phases = [phase for phase in self.config.phases if only in (None, phase.name)]
+        if not phases:
+            names = ", ".join(phase.name for phase in self.config.phases)
+            raise ValueError(f"the phase {only!r} is not in the recipe; it has {names}")
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._guard_recipe()
-        for phase in self.config.phases:
+        for phase in phases:
             if (self.folder / phase.name).is_dir():
                 self._say(f"{phase.name}: finished before")
             else:
@@ -241,14 +249,19 @@ class PhaseRun:
                 self.pool = read_pool(self._pool_path(self.refreshes))
             self.run_.report(f"{self.phase.name}: goes on at step {self.step}")
         elif self.phase.start != "scratch":
-            tensors, progress = read_state(self.run_.folder / f"{self.phase.start}.end")
+            end = self.run_.folder / f"{self.phase.start}.end"
+            if not end.exists():
+                raise ValueError(f"the phase {self.phase.name!r} starts from {self.phase.start!r}: run that one first")
+            tensors, progress = read_state(end)
             self.learner.load(tensors, progress)
 
     # ---- rollouts for aggregation ----
 
     def _refresh_due(self, steps: int) -> bool:
         aggregation = self.phase.aggregation
-        return aggregation is not None and self.step * aggregation.refreshes >= self.refreshes * steps
+        if aggregation is None or aggregation.refreshes == 0:
+            return False
+        return self.step * aggregation.refreshes >= self.refreshes * steps
 
     def _refresh(self) -> None:
         recipe = self.phase.aggregation
@@ -258,7 +271,9 @@ class PhaseRun:
         if not path.exists():
             first = _POOL_INDICES + self.refreshes * recipe.problems
             self.run_.report(f"{self.phase.name}: rollouts of {recipe.problems} problems, refresh {self.refreshes}")
-            with Engine(self.learner.master_model(), tokenizer=self.run_.speaker.tokenizer) as engine:
+            with Engine(
+                self.learner.master_model(), tokenizer=self.run_.speaker.tokenizer, max_batch=512, prefill_chunk=4096
+            ) as engine:
 
                 def sample(
                     prompts: Sequence[Sequence[int]], *, rollouts: int, max_tokens: int, seed: int
@@ -275,7 +290,7 @@ class PhaseRun:
                     tails=recipe.tails,
                     tau=recipe.tau,
                     beta=recipe.beta,
-                    second_round=round(recipe.second_round * recipe.problems) if self.refreshes > 1 else 0,
+                    second_round=round(recipe.second_round * recipe.problems),
                     seed=self.run_.config.seed,
                     report=lambda line: self._report(f"{self.phase.name}: {line}"),
                 )
