@@ -58,12 +58,11 @@ def test_a_fresh_model_predicts_close_to_evenly_and_its_residual_keeps_its_size(
     assert abs(float(loss) - math.log(SHAPE.vocab_size)) < 0.5
 
 
-def test_experts_start_silent_at_the_weight_that_undecided_routing_gives_back(model):
+def test_experts_start_silent_under_a_scale_that_leaves_the_router_no_reason_to_mute_them(model):
     for block in model.model.layers:
         assert not block.mlp.experts.down_proj.any()
-        assert torch.equal(
-            block.post_mlp_residual_scale.hidden_states_scale, torch.full((SHAPE.hidden_size,), SHAPE.num_experts + 1.0)
-        )
+        scale = block.post_mlp_residual_scale.hidden_states_scale
+        assert torch.equal(scale, torch.full((SHAPE.hidden_size,), 0.5))
 
 
 def test_a_gradient_reaches_every_parameter_once_the_experts_speak(model):

@@ -76,6 +76,23 @@ def test_matrices_go_to_muon_and_embeddings_convolutions_and_vectors_to_adamw() 
     assert not any("embed" in name or "conv" in name for name in matrices)
 
 
+def test_a_router_moves_by_its_share_of_the_rates_and_nothing_else_does() -> None:
+    def moved(share: float) -> dict[str, float]:
+        model = initialise(ZayaForCausalLM(SHAPE), 0)
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        optimizer = MuonAdamW(model.named_parameters(), OptimizerRecipe(weight_decay=0.0, router_share=share))
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step(1.0)
+        return {name: float((p.detach() - before[name]).norm()) for name, p in model.named_parameters()}
+
+    whole, fifth = moved(1.0), moved(0.2)
+    routers = {name for name in whole if ".mlp.gate." in name}
+    assert len(routers) > 8
+    for name, distance in whole.items():
+        assert fifth[name] == pytest.approx(distance * (0.2 if name in routers else 1.0), rel=1e-4), name
+
+
 def test_clipping_bounds_the_joint_norm_and_leaves_small_gradients_alone() -> None:
     parameters = [("a.weight", nn.Parameter(torch.zeros(3, 3))), ("b", nn.Parameter(torch.zeros(4)))]
     optimizer = MuonAdamW(parameters, OptimizerRecipe(clip=1.0))

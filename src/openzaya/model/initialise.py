@@ -10,12 +10,14 @@
 | router's output | normal, 0.1/sqrt(fan in) |
 | key temperature | 1 |
 | residual scales 1, their biases 0; norms 1; router state scale 1 | identity |
-| scale of the experts' output | E + 1, the inverse of the weight that an expert has where the router is undecided |
+| scale of the experts' output | 0.5 |
 | balancing biases | 0 for experts, -1 for the skip class |
 
-Experts that start as noise teach the router to be rid of them: it gives its probability to the skip class, which does
-nothing, and the experts chosen by the balancing biases are left with a hundredth. Experts that start at zero at full
-weight do not (recipes/tiny/LOG.md).
+The scale of the experts' output decides what becomes of the router. An expert's output is weighed by its probability;
+where the network wants less of it, the router is the quickest to give way and moves probability to the skip class that
+does nothing. From a scale of 1, or of E + 1, chosen experts end at a few hundredths; probabilities that small differ
+less than one step of a balancing bias, and all tokens run to one expert. From 0.5 the network wants more, and the
+router's probabilities rise (recipes/tiny/LOG.md).
 
 Zyphra's own initialisation is not published. transformers sets the key temperature to 0, which makes every key zero:
 harmless before loading weights, but from scratch no gradient reaches the keys' direction through a zero factor at first
@@ -34,6 +36,8 @@ from openzaya.model.decoder import Block, Trunk, ZayaForCausalLM
 from openzaya.model.experts import Experts
 from openzaya.model.residual import ResidualScaling, RMSNorm
 from openzaya.model.router import Router
+
+_EXPERTS_SCALE = 0.5
 
 
 @torch.no_grad()
@@ -90,5 +94,5 @@ def initialise(model: ZayaForCausalLM, seed: int = 0) -> ZayaForCausalLM:
         assert isinstance(block, Block)
         # Attention starts small, so that the residual stream's size does not grow with depth.
         block.self_attn.o_proj.weight.div_(depth)
-        block.post_mlp_residual_scale.hidden_states_scale.fill_(model.config.num_experts + 1)
+        block.post_mlp_residual_scale.hidden_states_scale.fill_(_EXPERTS_SCALE)
     return model

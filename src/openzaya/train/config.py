@@ -44,6 +44,8 @@ class OptimizerRecipe(_Section):
 
     muon_rate: float = 0.006
     adamw_rate: float = 0.006
+    router_share: Annotated[float, Field(gt=0)] = 1.0
+    """Rates of the router's parameters as a share of the others'."""
     balancing_rate: float = 0.002
     momentum: Fraction = 0.95
     betas: tuple[float, float] = (0.9, 0.95)

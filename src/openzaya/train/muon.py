@@ -39,6 +39,11 @@ def is_matrix(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim >= 2 and not any(part in name for part in apart)
 
 
+def is_router(name: str) -> bool:
+    """Whether this parameter belongs to a router, which learns at a share of the rates."""
+    return ".mlp.gate." in name
+
+
 @dataclass(slots=True)
 class _Slot:
     """One parameter: the model's own tensor, its float32 master, and its moments."""
@@ -47,6 +52,8 @@ class _Slot:
     master: Tensor
     moments: tuple[Tensor, ...]
     matrix: bool
+    share: float
+    """Of the recipe's rates."""
 
 
 class MuonAdamW:
@@ -60,7 +67,8 @@ class MuonAdamW:
             matrix = is_matrix(name, parameter)
             master = parameter.detach().float().clone()
             moments = tuple(torch.zeros_like(master) for _ in range(1 if matrix else 2))
-            self.slots[name] = _Slot(parameter, master, moments, matrix)
+            share = recipe.router_share if is_router(name) else 1.0
+            self.slots[name] = _Slot(parameter, master, moments, matrix, share)
 
     def clip(self) -> float:
         """Scale all gradients so that their joint norm is at most the recipe's; returns the norm before."""
@@ -80,9 +88,9 @@ class MuonAdamW:
             if gradient is None:
                 continue
             if slot.matrix:
-                self._muon(slot, gradient.float(), self.recipe.muon_rate * scale)
+                self._muon(slot, gradient.float(), self.recipe.muon_rate * slot.share * scale)
             else:
-                self._adamw(slot, gradient.float(), self.recipe.adamw_rate * scale)
+                self._adamw(slot, gradient.float(), self.recipe.adamw_rate * slot.share * scale)
             slot.parameter.copy_(slot.master)
             slot.parameter.grad = None
 
