@@ -7,7 +7,7 @@ from openzaya.problems.families.countdown import COUNTDOWN
 from openzaya.problems.families.dates_units import DATES_UNITS
 from openzaya.problems.families.equations import LINEAR_EQUATION
 from openzaya.problems.families.factorisation import FACTORISATION
-from openzaya.problems.families.lists import REMAINDERS_LIST, SUMS_LIST
+from openzaya.problems.families.lists import PRODUCTS_LIST, REMAINDERS_LIST, SUMS_LIST
 from openzaya.problems.families.logic_order import LOGIC_ORDER
 from openzaya.problems.families.long_arithmetic import COLUMN_ADDITION, LONG_MULTIPLICATION
 from openzaya.problems.families.ordering import COUNTING, SORTING
@@ -22,6 +22,7 @@ FAMILIES: tuple[Family, ...] = (
     LINEAR_EQUATION,
     REMAINDERS_LIST,
     SUMS_LIST,
+    PRODUCTS_LIST,
     SEQUENCE,
     SORTING,
     COUNTING,

@@ -109,3 +109,49 @@ SUMS_LIST = Family(
     solve=_sums_solve,
     work=_sums_work,
 )
+
+_PRODUCTS = (2, 3, 4, 4, 5, 5, 6, 7, 8, 10)
+_LARGEST_LEFT = (9, 19, 49, 99, 99, 199, 499, 999, 999, 99)
+_LARGEST_RIGHT = (9, 9, 9, 9, 9, 9, 9, 9, 19, 99)
+
+
+def _products_instance(random: Random, difficulty: int) -> dict[str, Any]:
+    left, right = at(_LARGEST_LEFT, difficulty), at(_LARGEST_RIGHT, difficulty)
+    return {
+        "items": [[random.randint(2, left), random.randint(2, right)] for _ in range(at(_PRODUCTS, difficulty))],
+    }
+
+
+def _products_fields(parameters: Parameters) -> dict[str, str]:
+    items = [f"{left} * {right}" for left, right in parameters["items"]]
+    return {"comma": ", ".join(items), "semicolon": "; ".join(items), "lines": "\n".join(items)}
+
+
+def _products_solve(parameters: Parameters) -> str:
+    return listed([left * right for left, right in parameters["items"]])
+
+
+def _products_work(parameters: Parameters, step: Stepper) -> Steps:
+    lines, results = [], []
+    for left, right in parameters["items"]:
+        result = step.value(left * right)
+        lines.append(f"{left} * {right} = {result}")
+        results.append(result)
+    return lines, listed(results)
+
+
+PRODUCTS_LIST = Family(
+    name="products_list",
+    task="math",
+    difficulty_means="2 to 10 products, of one digit by one at first, three by one at 8, two by two at last",
+    instance=_products_instance,
+    phrasings=templates(
+        _products_fields,
+        "Multiply: {comma}.",
+        "What are these products, in order? {semicolon}",
+        "Work out each product and answer with a list: {comma}.",
+        "Here are some products.\n{lines}\nList what they come to.",
+    ),
+    solve=_products_solve,
+    work=_products_work,
+)
