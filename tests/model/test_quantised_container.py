@@ -246,9 +246,18 @@ def anonymous():
     line = next(line for line in open("/proc/self/status") if line.startswith("RssAnon"))
     return int(line.split()[1]) * 1024
 
-seen = [anonymous()]
-quantise_checkpoint(sys.argv[1], sys.argv[2], progress=lambda step: seen.append(anonymous()))
-print(max(seen) - seen[0])
+def mapped():  # bytes of the checkpoint that are resident in this process
+    of_checkpoint, total = False, 0
+    for line in open("/proc/self/smaps"):
+        if "-" in line.split()[0]:
+            of_checkpoint = sys.argv[1] in line
+        elif of_checkpoint and line.startswith("Rss:"):
+            total += int(line.split()[1]) * 1024
+    return total
+
+first, seen, read = anonymous(), [], []
+quantise_checkpoint(sys.argv[1], sys.argv[2], progress=lambda step: (seen.append(anonymous()), read.append(mapped())))
+print(max(seen) - first, max(read))
 """
 
 
@@ -261,7 +270,9 @@ def test_quantising_needs_room_for_a_few_tensors_not_for_the_model(draw_config, 
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert (tmp_path / "m" / SINGLE).stat().st_size > 75e6
-    assert int(done.stdout) < 30e6
+    anonymous, mapped = map(int, done.stdout.split())
+    assert anonymous < 30e6
+    assert 20e6 < mapped < 40e6, "one stack of experts is 25 MB"
 
 
 # ---- what is refused before anything is written ----

@@ -77,12 +77,12 @@ def test_the_search_is_never_worse_than_the_largest_weight_over_seven(seed, sche
     assert bool(((ours - groups).square().sum(2) <= theirs * 1.001 + 1e-6 * groups.square().sum(2)).all())
 
 
-def test_on_weights_of_a_bell_curve_the_search_saves_a_tenth_of_the_error():
+def test_on_weights_of_a_bell_curve_the_search_saves_a_quarter_of_the_error():
     weight = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
     scale = weight.unflatten(1, (-1, 32)).abs().amax(2, keepdim=True) / 7
     plain = ((weight.unflatten(1, (-1, 32)) / scale).round() * scale).flatten(1)
     ours = restore_weights(*round_weights(weight, W4_GROUP_32), W4_GROUP_32)
-    assert (ours - weight).square().sum() < 0.9 * (plain - weight).square().sum()
+    assert (ours - weight).square().sum() < 0.75 * (plain - weight).square().sum()
 
 
 @given(seeds, schemes, st.integers(1, 40), st.integers(1, 4))
@@ -258,12 +258,14 @@ def product_by_loops(x: Tensor, matrix: QuantisedMatrix) -> np.ndarray:
     return result
 
 
-@given(seeds, schemes, st.integers(1, 3), st.integers(1, 40), st.integers(1, 4))
-@settings(max_examples=12, deadline=None)
-def test_the_reference_product_is_the_contract_to_the_bit(seed, scheme, tokens, rows, units):
-    columns = matrix_columns(scheme, units)
-    matrix = quantise(draw_weights(seed, rows, columns), scheme)
-    x = draw_weights(seed + 1, tokens, columns)
+@pytest.mark.parametrize("rows", [1, 20, 33])
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_the_reference_product_is_the_contract_to_the_bit(scheme, rows):
+    # Groups of very different sizes: where they are alike, the sums are exact in any order, having so few bits.
+    columns = matrix_columns(scheme, 6)
+    sizes = torch.tensor([3.0, 0.01, 7.0, 0.001, 0.3, 1.7]).repeat_interleave(columns // 6)
+    matrix = quantise(draw_weights(rows, rows, columns) * sizes, scheme)
+    x = draw_weights(rows + 1, 3, columns)
     assert np.array_equal(multiply(x, matrix).numpy(), product_by_loops(x, matrix))
 
 

@@ -238,7 +238,7 @@ def read_fields(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is missing; a model folder needs config.json beside its weights")
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error})") from None
     if not isinstance(fields, dict):
         raise ValueError(f"{path} holds a {type(fields).__name__}, not an object of fields")

@@ -45,6 +45,10 @@ class Source(Protocol):
         """A tensor of the model, or one expert's slice of a stack, in row-major pieces, each read when it is due."""
         ...
 
+    def release(self) -> None:
+        """Give back the memory of what was read, as far as no piece is held any more."""
+        ...
+
 
 def open_source(folder: str | Path) -> Source:
     """The weights in `folder`, checked against its config.json; those of a container against their hashes as well.
@@ -92,6 +96,9 @@ class PlainSource:
             experts = range(self.config.num_experts) if expert is None else (expert,)
             return (self._archive.read_slice(native, each) for each in experts)
         return (self._archive.read(held[0].name),)
+
+    def release(self) -> None:
+        self._archive.release()
 
 
 def _unknown_method(folder: Path, method: Any) -> str:

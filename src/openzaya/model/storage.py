@@ -103,6 +103,11 @@ class Archive:
         """The tensor's part at `index` of its first axis, a view of the mapped file."""
         return self.read(name)[index]
 
+    def release(self) -> None:
+        """Map the files anew, so that pages read so far no longer count as this process's; views stay valid."""
+        for path in self._shards:
+            self._shards[path] = _open_shard(path)
+
 
 def _weight_map(folder: Path) -> Mapping[str, str]:
     """Shard of each tensor as the index says, or nothing where the folder holds a single file."""

@@ -111,6 +111,10 @@ class Container:
         for chunk_start, chunk in self._row_chunks(entry, first, first + rows):
             yield chunk[max(0, first - chunk_start) : first + rows - chunk_start]
 
+    def release(self) -> None:
+        """Give back the memory of what was read, as far as no view is held any more."""
+        self._archive.release()
+
     def _row_chunks(self, entry: Matrix, first: int, last: int) -> Iterator[tuple[int, Tensor]]:
         """Dequantised rows in chunks that begin at a block and cover `first` to `last`."""
         whole = self.matrix(entry.name)

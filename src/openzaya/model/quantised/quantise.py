@@ -123,6 +123,7 @@ def _codes_and_scales(weights: Source, matrix: Matrix, scheme: Scheme) -> tuple[
                     raise ValueError(f"{weights.folder}, {matrix.name}: {error}") from None
                 waiting.append(rounded.scales)
                 yield rounded.codes
+        weights.release()
 
     def scales() -> Iterator[Tensor]:
         while waiting:
