@@ -459,3 +459,27 @@ def test_a_file_damaged_anywhere_loads_unchanged_or_is_refused_in_one_sentence(s
     if refusal:
         return
     assert [name for name in whole if not torch.equal(loaded[name], whole[name])] == []
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_config_damaged_anywhere_is_read_or_refused_in_one_sentence(sound, data):
+    folder, bytes_before, _ = sound
+    before = (folder / "config.json").read_bytes()
+    content = bytearray(before)
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, len(before) - 1))
+        content[place : place + data.draw(st.integers(0, 2))] = data.draw(
+            st.one_of(st.binary(max_size=2), st.sampled_from([b"9", b"e9", b"-", b"[", b"]", b'"', b"null", b"1e999"]))
+        )
+    refusal = ""
+    try:
+        (folder / "config.json").write_bytes(content)
+        (folder / SINGLE).unlink()
+        (folder / SINGLE).write_bytes(bytes_before)
+        load_model(folder)
+    except ValueError as error:
+        refusal = str(error)
+    finally:
+        (folder / "config.json").write_bytes(before)
+    assert "\n" not in refusal

@@ -128,7 +128,7 @@ def _described(archive: Archive) -> tuple[ZayaConfig, Layout]:
     layout = archive_layout(archive)
     try:
         config = ZayaConfig.from_dict(fields)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{archive.folder / CONFIG} cannot be read ({type(error).__name__}: {error})") from None
     if not (fields.get("dtype") or fields.get("torch_dtype")) and _EMBEDDING in archive.names:
         config = config.with_(dtype=str(archive.dtype(_EMBEDDING)).removeprefix("torch."))

@@ -161,7 +161,7 @@ def bytes_of(tensor: Tensor) -> memoryview:
 def _read_config(folder: Path) -> ZayaConfig:
     try:
         return ZayaConfig.from_folder(folder)
-    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{folder / 'config.json'} cannot be read ({type(error).__name__}: {error})") from None
 
 
