@@ -13,7 +13,7 @@ from openzaya.cli import exits
 
 Program = Callable[..., Result]
 
-VERBS = ["solve", "chat", "eval", "train", "convert", "info"]
+VERBS = ["solve", "chat", "eval", "train", "convert", "quantize", "info"]
 
 LIGHT = """
 import sys

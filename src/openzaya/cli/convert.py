@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from openzaya.cli.byte_progress import follow_bytes
 from openzaya.cli.exits import InputError, say
 from openzaya.cli.figures import byte_size
 
@@ -44,25 +42,8 @@ def convert(
         shard_bytes = parse_bytes(max_shard_size)
     except ValueError:
         raise InputError(f"--max-shard-size is {max_shard_size!r}; give a size such as 500MB or 4GiB") from None
-    with _progress_bar(f"writing {destination}") as progress:
+    with follow_bytes(f"writing {destination}") as progress:
         convert_checkpoint(find_model(source), destination, layouts[layout], dtype, shard_bytes, progress)
     files = list(destination.glob("*.safetensors"))
     size = byte_size(sum(file.stat().st_size for file in files))
     say(f"{destination}: {layout} layout, {size} of weights in {len(files)} file{'s' if len(files) > 1 else ''}")
-
-
-@contextmanager
-def _progress_bar(title: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A callable that draws bytes done of bytes in all, None where standard error is no terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
-    )  # fmt: skip
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

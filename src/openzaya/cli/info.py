@@ -39,19 +39,20 @@ def info(
     from openzaya.cli.machine import this_machine
     from openzaya.model.info import model_info
 
-    config = read_shape(model)
+    config, stored = read_shape(model), read_stored(model)
     sizes, machine = model_info(config, config.dtype), this_machine()
     facts = {
         "model": model,
         "shape": _plain_shape(config),
         "sizes": asdict(sizes),
+        "stored": stored,
         "machine": asdict(machine),
         "here": outlook(config, sizes, machine),
     }
     if as_json:
         print(json.dumps(facts))
     else:
-        _print_table(model, config, sizes, machine)
+        _print_table(model, config, sizes, machine, stored)
 
 
 def read_shape(model: str) -> ZayaConfig:
@@ -63,6 +64,29 @@ def read_shape(model: str) -> ZayaConfig:
 
     if model != BUNDLED and model in NAMED_SHAPES:
         return NAMED_SHAPES[model]
+    return ZayaConfig.from_folder(_folder(model))
+
+
+def read_stored(model: str) -> dict[str, Any] | None:
+    """How a quantised model is kept: scheme, group and bytes; None for any other. Raises as `read_shape` does."""
+    from openzaya.model.config import NAMED_SHAPES, ZayaConfig, read_fields
+    from openzaya.model.info import ITEM_BYTES
+    from openzaya.model.quantised.header import METHOD
+    from openzaya.model.quantised.matrices import container_bytes
+    from openzaya.model.quantised.scheme import scheme_of
+
+    if model != BUNDLED and model in NAMED_SHAPES:
+        return None
+    fields = read_fields(_folder(model))
+    kept = fields.get("quantization_config")
+    if not isinstance(kept, dict) or kept.get("quant_method") != METHOD:
+        return None
+    scheme, config = scheme_of(kept.get("scheme", ""), kept.get("group")), ZayaConfig.from_dict(fields)
+    size = container_bytes(config, scheme, ITEM_BYTES.get(config.dtype, 2))
+    return {"scheme": scheme.name, "group": scheme.group, "bytes": size}
+
+
+def _folder(model: str) -> Path:
     # Not `find_model`: it brings torch along, and would fetch the weights of a hub id.
     bundled = Path(str(importlib.resources.files("openzaya"))) / "bundled" / "zaya1-tiny"
     folder = bundled if model == BUNDLED else Path(model).expanduser()
@@ -70,7 +94,7 @@ def read_shape(model: str) -> ZayaConfig:
         folder = _fetched_config(model).parent
     if not folder.is_dir():
         raise ValueError(f"{model!r} is no model folder; give a folder, a hub id, or one of tiny, {_shape_names()}")
-    return ZayaConfig.from_folder(folder)
+    return folder
 
 
 def _shape_names() -> str:
@@ -123,14 +147,16 @@ def _plain_shape(config: ZayaConfig) -> dict[str, Any]:
     }
 
 
-def _print_table(model: str, config: ZayaConfig, sizes: ModelInfo, machine: Machine) -> None:
+def _print_table(
+    model: str, config: ZayaConfig, sizes: ModelInfo, machine: Machine, stored: dict[str, Any] | None
+) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console(highlight=False)
     sections = (
-        (f"{model}", _shape_rows(config)),
+        (f"{model}", _shape_rows(config, stored)),
         ("parameters", _parameter_rows(config, sizes)),
         ("memory", _memory_rows(config, sizes)),
         ("this machine", _machine_rows(config, sizes, machine)),
@@ -145,7 +171,7 @@ def _print_table(model: str, config: ZayaConfig, sizes: ModelInfo, machine: Mach
         console.print(table)
 
 
-def _shape_rows(config: ZayaConfig) -> list[tuple[str, str]]:
+def _shape_rows(config: ZayaConfig, stored: dict[str, Any] | None) -> list[tuple[str, str]]:
     sliding = sum(kind == "hybrid_sliding" for kind in config.layer_types)
     layers = f"{config.num_hidden_layers}"
     if sliding:
@@ -158,8 +184,15 @@ def _shape_rows(config: ZayaConfig) -> list[tuple[str, str]]:
         ("experts", f"{config.num_experts} a layer, {config.moe_intermediate_size:,} wide, one a token"),
         ("vocabulary", f"{config.vocab_size:,} tokens"),
         ("context", f"{config.max_position_embeddings:,} tokens"),
-        ("stored in", config.dtype),
+        ("stored in", _stored_words(config, stored)),
     ]  # fmt: skip
+
+
+def _stored_words(config: ZayaConfig, stored: dict[str, Any] | None) -> str:
+    if stored is None:
+        return config.dtype
+    groups = f" in groups of {stored['group']}" if stored["group"] else ""
+    return f"{stored['scheme']}{groups}, {byte_size(stored['bytes'])}; computed in {config.dtype}"
 
 
 def _parameter_rows(config: ZayaConfig, sizes: ModelInfo) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ from openzaya.cli.convert import convert
 from openzaya.cli.eval import evaluate
 from openzaya.cli.exits import leave
 from openzaya.cli.info import info
+from openzaya.cli.quantize import quantize
 from openzaya.cli.solve import ARGUMENTS, solve
 from openzaya.cli.train import train
 
@@ -69,6 +70,7 @@ app.command("chat")(chat)
 app.command("eval")(evaluate)
 app.command("train")(train)
 app.command("convert")(convert)
+app.command("quantize")(quantize)
 app.command("info")(info)
 
 

@@ -1,7 +1,7 @@
-"""Load, save and convert checkpoints: native and legacy layout, one file or shards, safetensors only.
+"""Load, save and convert checkpoints: native and legacy layout, one file or shards, quantised or not, safetensors only.
 
-Which tensors there are is decided by the table in `openzaya.model.names`; how bytes reach the disk, by
-`openzaya.model.storage`. Nothing here ever unpickles.
+Which tensors there are is decided by the table in `openzaya.model.names`; how a folder's weights are read, by
+`openzaya.model.sources`; how bytes reach the disk, by `openzaya.model.storage`. Nothing here ever unpickles.
 """
 
 from __future__ import annotations
@@ -17,27 +17,19 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from openzaya.model.config import SkipSemantics, ZayaConfig, read_fields
+from openzaya.model.config import SkipSemantics, ZayaConfig
 from openzaya.model.decoder import ZayaForCausalLM
-from openzaya.model.names import Layout, StoredTensor, expected_tensors, layout_of
+from openzaya.model.names import Layout, StoredTensor, expected_tensors
 from openzaya.model.numerics import numerics_profile
+from openzaya.model.sources import archive_layout, companions, open_source
 from openzaya.model.storage import CONFIG, Archive, Outgoing, replaced_folder, write_json, write_weights
 
 SHARD_BYTES = 5_000_000_000
 _BUNDLED = {"tiny": "zaya1-tiny"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model"]
-_TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.jinja",
-    "generation_config.json",
-)
 _DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_EMBEDDING = "model.embed_tokens.weight"
 
 
 # ---- load ----
@@ -51,7 +43,7 @@ def load_model(
     numerics: str = "hf",
     skip_semantics: SkipSemantics | None = None,
 ) -> ZayaForCausalLM:
-    """The model in a local folder of either layout, of a hub id `org/name`, or `tiny`, the bundled one.
+    """The model in a local folder of any kind, of a hub id `org/name`, or `tiny`, the bundled one.
 
     `dtype` is "auto" (what its config.json says), "float32" or "bfloat16"; balancing biases are float32 in any case.
     `numerics` is "hf" or "report"; `skip_semantics` overrides the folder's. Each tensor is allocated once and copied
@@ -60,9 +52,8 @@ def load_model(
     """
     profile = numerics_profile(numerics)
     folder = find_model(path_or_name)
-    archive = Archive(folder)
-    config, layout = _described(archive)
-    stored = _checked(archive, config, layout)
+    source = open_source(folder)
+    config = source.config
     if skip_semantics is not None:
         config = config.with_(skip_semantics=skip_semantics)
     if dtype == "auto":
@@ -72,9 +63,12 @@ def load_model(
     with Unfilled(_DTYPES[dtype], _usable(device)):
         model = ZayaForCausalLM(config.with_(dtype=dtype), profile)
     weights = model.state_dict()
-    for tensor in stored:
-        target = weights[tensor.native] if tensor.expert is None else weights[tensor.native][tensor.expert]
-        target.copy_(archive.read(tensor.name))
+    for name in expected_tensors(config):
+        filled, target = 0, weights[name].view(-1)
+        for piece in source.pieces(name):
+            target[filled : filled + piece.numel()].copy_(piece.reshape(-1))
+            filled += piece.numel()
+        assert filled == target.numel(), name
     return model.eval()
 
 
@@ -146,7 +140,7 @@ def _download(hub_id: str) -> Path:
 
 def checkpoint_layout(folder: str | Path) -> Layout:
     """The layout of the weights in `folder`, told by their names; raises ValueError where they are no ZAYA's."""
-    return _layout(Archive(folder))
+    return archive_layout(Archive(folder))
 
 
 def iter_tensors(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
@@ -154,82 +148,6 @@ def iter_tensors(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
     archive = Archive(folder)
     for name in archive.names:
         yield name, archive.read(name)
-
-
-def _layout(archive: Archive) -> Layout:
-    layout = layout_of(archive.names)
-    if layout is None:
-        example = min(archive.names, default="nothing")
-        raise ValueError(f"{archive.folder} holds no ZAYA weights, but {example}; give the folder of a ZAYA model")
-    return layout
-
-
-def _described(archive: Archive) -> tuple[ZayaConfig, Layout]:
-    """Configuration and layout, with what the weights know better: the head counts, and a dtype that is not given.
-
-    Released legacy files of one shape say 8 or 16 heads, depending on the branch that wrote them.
-    """
-    fields = read_fields(archive.folder)
-    if fields.get("quantization_config"):
-        raise ValueError(
-            f"{archive.folder} is quantised (its config.json has quantization_config); openzaya loads the plain "
-            "checkpoint and quantises that itself"
-        )
-    layout = _layout(archive)
-    try:
-        config = ZayaConfig.from_dict(fields)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{archive.folder / CONFIG} cannot be read ({type(error).__name__}: {error})") from None
-    if not (fields.get("dtype") or fields.get("torch_dtype")) and _EMBEDDING in archive.names:
-        config = config.with_(dtype=str(archive.dtype(_EMBEDDING)).removeprefix("torch."))
-    by_native = {tensor.native: tensor.name for tensor in expected_tensors(config, layout).values()}
-    attention = "model.layers.0.self_attn.qkv_proj."
-    names = [by_native[attention + part] for part in ("q_proj.weight", "k_proj.weight", "conv_qk_depthwise.bias")]
-    if not set(names) <= set(archive.names):
-        return config, layout
-    (query, *_), (key, *_), (channels, *_) = (archive.shape(name) or (0,) for name in names)
-    heads, key_heads = query // config.head_dim, key // config.head_dim
-    consistent = query + key == channels and query % config.head_dim == key % config.head_dim == 0
-    if consistent and key_heads and heads and heads % key_heads == 0:
-        config = config.with_(num_attention_heads=heads, num_key_value_heads=key_heads)
-    return config, layout
-
-
-def _checked(archive: Archive, config: ZayaConfig, layout: Layout) -> list[StoredTensor]:
-    """The tensors of `archive` in the table's order, once they are exactly the ones that `config` asks for."""
-    expected = expected_tensors(config, layout)
-    present = set(archive.names)
-    if config.tie_word_embeddings and _HEAD in present:
-        _check_tied_head(archive)
-        present.discard(_HEAD)
-    if missing := [name for name in expected if name not in present]:
-        raise ValueError(f"{archive.folder} lacks {_first(missing)}, which its config.json asks for")
-    if unknown := sorted(present - expected.keys()):
-        raise ValueError(f"{archive.file(unknown[0])} holds {_first(unknown)}, which no ZAYA of its config.json has")
-    for name, tensor in expected.items():
-        archive.dtype(name)
-        if (shape := archive.shape(name)) != tensor.shape:
-            raise ValueError(
-                f"{archive.file(name)}: {name} has the shape {list(shape)}, "
-                f"but config.json asks for {list(tensor.shape)}"
-            )
-    return list(expected.values())
-
-
-def _check_tied_head(archive: Archive) -> None:
-    """A head beside tied embeddings is ignored where it equals them.
-
-    Where it differs, transformers warns and uses both; we refuse, since the config then says the wrong thing.
-    """
-    if _EMBEDDING in archive.names and not torch.equal(archive.read(_HEAD), archive.read(_EMBEDDING)):
-        raise ValueError(
-            f"{archive.file(_HEAD)}: {_HEAD} differs from {_EMBEDDING} although config.json ties them; set "
-            "tie_word_embeddings to false there if the head is meant"
-        )
-
-
-def _first(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more tensors"
 
 
 def _usable(device: torch.device | str) -> torch.device:
@@ -285,30 +203,18 @@ def convert(
     `dtype` None keeps what each tensor is stored in. Tokenizer, template and generation settings are copied along.
     `progress` gets bytes done and bytes in all. Raises ValueError as `load_model` does, before anything is written.
     """
-    archive = Archive(source)
-    config, stored_layout = _described(archive)
+    weights = open_source(source)
+    config = weights.config
     wanted = _dtype(dtype)
-    holders: dict[str, list[StoredTensor]] = {}  # of each tensor of the model: one, or an expert each
-    for tensor in _checked(archive, config, stored_layout):
-        holders.setdefault(tensor.native, []).append(tensor)
-
-    def pieces(tensor: StoredTensor) -> Iterable[Tensor]:
-        held = holders[tensor.native]
-        if tensor.expert is None:
-            return (archive.read(part.name) for part in held)
-        if held[0].expert is None:
-            return (archive.read(held[0].name)[tensor.expert],)
-        return (archive.read(held[tensor.expert].name),)
 
     def outgoing(tensor: StoredTensor) -> Outgoing:
-        kept = torch.float32 if tensor.float32 else wanted or archive.dtype(holders[tensor.native][0].name)
-        return Outgoing(tensor.name, tensor.shape, kept, lambda: pieces(tensor))
+        kept = torch.float32 if tensor.float32 else wanted or weights.dtype(tensor.native)
+        return Outgoing(tensor.name, tensor.shape, kept, lambda: weights.pieces(tensor.native, tensor.expert))
 
     if wanted is not None:
         config = config.with_(dtype=str(wanted).removeprefix("torch."))
     tensors = [outgoing(tensor) for tensor in expected_tensors(config, layout).values()]
-    copied = [path for pattern in _TOKENIZER_FILES for path in sorted(Path(source).glob(pattern)) if path.is_file()]
-    _write(Path(destination), config, layout, tensors, max_shard_bytes, progress, copied)
+    _write(Path(destination), config, layout, tensors, max_shard_bytes, progress, companions(source))
 
 
 def _write(

@@ -71,8 +71,11 @@ class ZayaConfig:
             "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
             "cca_time0", "cca_time1", "num_experts", "moe_intermediate_size", "router_hidden_size",
         ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            value = getattr(self, name)
+            if not isinstance(value, int):
+                raise ValueError(f"{name} is {value!r}; it must be a whole number")
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
         if len(self.layer_types) != self.num_hidden_layers:
             raise ValueError(
                 f"layer_types names {len(self.layer_types)} layers but num_hidden_layers is {self.num_hidden_layers}"
@@ -238,7 +241,7 @@ def read_fields(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is missing; a model folder needs config.json beside its weights")
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error})") from None
     if not isinstance(fields, dict):
         raise ValueError(f"{path} holds a {type(fields).__name__}, not an object of fields")

@@ -7,6 +7,7 @@ writer wants every tensor of a shard in memory at once, and a conversion should 
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import secrets
@@ -32,6 +33,8 @@ _TYPE_NAMES: Mapping[torch.dtype, str] = {
     torch.bfloat16: "BF16",
 }
 _DTYPES: Mapping[str, torch.dtype] = {name: dtype for dtype, name in _TYPE_NAMES.items()}
+_WRITTEN_NAMES: Mapping[torch.dtype, str] = {**_TYPE_NAMES, torch.uint8: "U8", torch.int8: "I8"}
+"""With the integers of quantised matrices, which no plain checkpoint holds."""
 
 
 # ---- reading ----
@@ -73,9 +76,18 @@ class Archive:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._shards[self.file(name)].get_slice(name).get_shape())
 
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the header of the only file says beside the tensors; nothing where there are shards."""
+        return {} if len(self._shards) > 1 else next(iter(self._shards.values())).metadata() or {}
+
+    def stored_type(self, name: str) -> str:
+        """The type of a tensor as safetensors names it: "BF16", "U8"."""
+        return self._shards[self.file(name)].get_slice(name).get_dtype()
+
     def dtype(self, name: str) -> torch.dtype:
         """Raises ValueError for a tensor that is not of a plain floating type."""
-        stored = self._shards[self.file(name)].get_slice(name).get_dtype()
+        stored = self.stored_type(name)
         if stored not in _DTYPES:
             raise ValueError(
                 f"{self.file(name)}: {name} is stored as {stored}, and openzaya reads float32, bfloat16, float16 "
@@ -86,6 +98,15 @@ class Archive:
     def read(self, name: str) -> Tensor:
         """The tensor, a view of the mapped file."""
         return self._shards[self.file(name)].get_tensor(name)
+
+    def read_slice(self, name: str, index: int) -> Tensor:
+        """The tensor's part at `index` of its first axis, a view of the mapped file."""
+        return self.read(name)[index]
+
+    def release(self) -> None:
+        """Map the files anew, so that pages read so far no longer count as this process's; views stay valid."""
+        for path in self._shards:
+            self._shards[path] = _open_shard(path)
 
 
 def _weight_map(folder: Path) -> Mapping[str, str]:
@@ -193,18 +214,27 @@ def _split(tensors: Iterable[Outgoing], max_shard_bytes: int) -> list[list[Outgo
 
 
 def _write_shard(path: Path, tensors: Sequence[Outgoing]) -> Iterator[int]:
-    """Write one file, yielding the bytes of each piece once it is handed to the system."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    return write_file(path, tensors, {"format": "pt"})
+
+
+def write_file(
+    path: Path, tensors: Sequence[Outgoing], metadata: Mapping[str, str], *, alignment: int = 8
+) -> Iterator[int]:
+    """Write one file in the order of `tensors`, yielding the bytes of each piece once it is handed to the system.
+
+    The first tensor starts at a multiple of `alignment` bytes.
+    """
+    header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for tensor in tensors:
         start, end = end, end + tensor.size
         header[tensor.name] = {
-            "dtype": _TYPE_NAMES[tensor.dtype],
+            "dtype": _WRITTEN_NAMES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text = _header_text(header)
+    text += b" " * (-(8 + len(text)) % alignment)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for tensor in tensors:
@@ -217,6 +247,24 @@ def _write_shard(path: Path, tensors: Sequence[Outgoing]) -> Iterator[int]:
                 raise ValueError(f"{tensor.name} gave {written} bytes where its shape {tensor.shape} has {tensor.size}")
         file.flush()
         os.fsync(file.fileno())
+
+
+def replace_metadata(path: Path, metadata: Mapping[str, str]) -> None:
+    """Put other metadata into a file of `write_file`, for what is only known at the end; it must not be longer."""
+    with path.open("r+b") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+        text = _header_text(header | {"__metadata__": metadata})
+        if len(text) > length:
+            raise ValueError(f"{path} has no room for {len(text) - length} more bytes of metadata")
+        file.seek(8)
+        file.write(text.ljust(length))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _header_text(header: Mapping[str, Any]) -> bytes:
+    return json.dumps(header, separators=(",", ":")).encode()
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -239,9 +287,11 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     if folder.is_dir() and any(folder.iterdir()) and not _holds_model(folder):
         raise ValueError(f"{folder} has files in it but no model; give a new or an empty folder, or a model's own")
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(folder)
     mark = secrets.token_hex(4)
     partial = folder.with_name(f".{folder.name}.{mark}.partial")
     partial.mkdir()
+    held = _hold(partial)
     try:
         yield partial
         if folder.is_dir():
@@ -250,6 +300,35 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
         _swap(partial, folder, folder.with_name(f".{folder.name}.{mark}.old"))
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what killed processes left of their work on `folder`: partial folders that nobody holds any more."""
+    for partial in folder.parent.glob(f".{glob.escape(folder.name)}.{'[0-9a-f]' * 8}.partial"):
+        if (held := _hold(partial)) is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+            os.close(held)
+
+
+def _hold(partial: Path) -> int | None:
+    """A descriptor that locks a folder as long as it is open, or None where another process has it.
+
+    The system gives the lock up when its process ends, however it ends. Systems without such locks hold nothing.
+    """
+    try:
+        import fcntl
+
+        descriptor = os.open(partial, os.O_RDONLY)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _swap(new: Path, folder: Path, aside: Path) -> None:

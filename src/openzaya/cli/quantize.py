@@ -1,0 +1,56 @@
+"""`openzaya quantize`: a checkpoint in 4 or 8 bits a weight."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from openzaya.cli.byte_progress import follow_bytes
+from openzaya.cli.exits import InputError, say
+from openzaya.cli.figures import byte_size, duration
+
+
+def quantize(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="The checkpoint: a folder of either layout, a hub id, or tiny.")
+    ],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
+    scheme: Annotated[
+        str | None, typer.Option(metavar="w4|w8", help="Bits of a weight; the default is the one measured to be best.")
+    ] = None,
+    group: Annotated[
+        int | None, typer.Option(metavar="32|128", help="Columns that share a scale, in w4; fewer are more exact.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Write a checkpoint with its matrices in 4 or 8 bits a weight.
+
+    Tokenizer and template are copied along. DST appears whole or not at all, is loaded like any model folder, and a few
+    tensors at a time are in memory.
+    """
+    from openzaya.model.quantised.scheme import DEFAULT_SCHEME, scheme_of
+
+    try:
+        chosen = scheme_of(scheme or ("w4" if group else DEFAULT_SCHEME.name), group)
+    except ValueError as error:
+        raise InputError(f"--scheme and --group: {error}") from None
+    from openzaya.model.checkpoint import find_model
+    from openzaya.model.quantised.quantise import quantise_checkpoint
+
+    began = time.monotonic()
+    folder = find_model(source)
+    with follow_bytes(f"writing {destination}") as progress:
+        quantise_checkpoint(folder, destination, chosen, lambda step: progress(step.done, step.total))
+    seconds = time.monotonic() - began
+    before = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    after = (destination / "model.safetensors").stat().st_size
+    if as_json:
+        kept = {"scheme": chosen.name, "group": chosen.group, "source_bytes": before, "bytes": after}
+        print(json.dumps({"destination": str(destination), **kept, "seconds": round(seconds, 3)}))
+    else:
+        sizes = f"{byte_size(after)} of weights where {byte_size(before)} were"
+        say(f"{destination}: {chosen}, {sizes}, in {duration(seconds)}")

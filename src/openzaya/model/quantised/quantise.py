@@ -1,0 +1,173 @@
+"""Quantise a checkpoint folder into a container, in memory for a few tensors: read, round, pack, hash, write in turn.
+
+    any folder ─► open_source ─► rows in chunks ─► quantise ─► codes ─► the file, then scales
+                                                                 └────► hashes ─► the header, at the end
+
+The container appears whole or not at all: it is written beside its place and renamed. An interrupted run leaves
+nothing; what a killed one left is removed by the next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from openzaya.model.config import ZayaConfig
+from openzaya.model.quantised.container import Container, bytes_of
+from openzaya.model.quantised.header import HASH_BYTES, METHOD, VERSION, Header, architecture
+from openzaya.model.quantised.matrices import Matrix, check_shapes, matrices, plain_tensors
+from openzaya.model.quantised.packing import quantise
+from openzaya.model.quantised.scheme import DEFAULT_SCHEME, Scheme
+from openzaya.model.sources import Source, companions, open_source
+from openzaya.model.storage import CONFIG, SINGLE, Outgoing, replace_metadata, replaced_folder, write_file, write_json
+
+_CHUNK_ROWS = 4096
+"""Rows that are rounded and packed at a time; a multiple of every block."""
+_ALIGNMENT = 64
+"""The integers and scales of every matrix start at multiples of this many bytes: a line of the processor's cache."""
+_TYPES = {"U8": torch.uint8, "I8": torch.int8, "F16": torch.float16, "F32": torch.float32}
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a quantisation is, by bytes written."""
+
+    done: int
+    total: int
+    seconds: float
+
+    @property
+    def seconds_left(self) -> float:
+        return self.seconds * (self.total - self.done) / max(1, self.done)
+
+
+def quantise_checkpoint(
+    source: str | Path,
+    destination: str | Path,
+    scheme: Scheme = DEFAULT_SCHEME,
+    progress: Callable[[Progress], None] | None = None,
+) -> None:
+    """Write the checkpoint folder `source`, of any kind that loads, to the folder `destination` in `scheme`.
+
+    Tokenizer, template and generation settings are copied along. `progress` is called after every chunk. Raises
+    ValueError before anything is written for a source that cannot be read or is a container already, a shape that the
+    scheme cannot hold, a destination that is the source or too full; and, leaving nothing, for weights that are not
+    finite numbers.
+    """
+    began = time.monotonic()
+    folder = Path(destination)
+    if folder.exists() and folder.samefile(source):
+        raise ValueError(f"{folder} is the checkpoint itself; give another folder for the quantised model")
+    weights = open_source(source)
+    if isinstance(weights, Container):
+        raise ValueError(f"{source} is quantised already ({weights.scheme}); give the checkpoint that it was made from")
+    check_shapes(weights.config, scheme)
+    hashes: dict[str, str] = {}
+    tensors = [_hashed(tensor, hashes) for tensor in _outgoing(weights, scheme)]
+    total = sum(tensor.size for tensor in tensors)
+    _check_room(folder, total)
+    # Hashes are known at the end but stand at the start, so zeros of the same length keep their place.
+    header = Header(scheme, architecture(weights.config), {tensor.name: "00" * HASH_BYTES for tensor in tensors})
+    with replaced_folder(folder) as partial:
+        write_json(partial / CONFIG, _config_fields(weights.config, scheme))
+        for path in companions(source):
+            shutil.copyfile(path, partial / path.name)
+        done = 0
+        for written in write_file(partial / SINGLE, tensors, header.to_metadata(), alignment=_ALIGNMENT):
+            done += written
+            if progress is not None:
+                progress(Progress(done, total, time.monotonic() - began))
+        replace_metadata(partial / SINGLE, replace(header, hashes=hashes).to_metadata())
+
+
+def _config_fields(config: ZayaConfig, scheme: Scheme) -> dict[str, object]:
+    """config.json of a container: the model's own, and a mark for loaders that know only plain weights."""
+    kept = {"quant_method": METHOD, "version": VERSION, "scheme": scheme.name, "group": scheme.group}
+    return config.to_dict() | {"quantization_config": kept}
+
+
+def _outgoing(weights: Source, scheme: Scheme) -> list[Outgoing]:
+    """Every tensor of the container: matrices in the order of the forward, then the others, wide types first."""
+    pairs = [_codes_and_scales(weights, matrix, scheme) for matrix in matrices(weights.config)]
+    plain = []
+    for tensor in plain_tensors(weights.config):
+        stored = weights.dtype(tensor.native)
+        kept = torch.float32 if tensor.float32 or stored == torch.float64 else stored
+        plain.append(Outgoing(tensor.native, tensor.shape, kept, _pieces_of(weights, tensor.native)))
+    return [*chain.from_iterable(pairs), *sorted(plain, key=lambda tensor: -tensor.dtype.itemsize)]
+
+
+def _pieces_of(weights: Source, native: str) -> Callable[[], Iterable[Tensor]]:
+    return lambda: weights.pieces(native)
+
+
+def _codes_and_scales(weights: Source, matrix: Matrix, scheme: Scheme) -> tuple[Outgoing, Outgoing]:
+    """Two tensors of one rounding: the scales wait in memory until the integers before them are written."""
+    waiting: list[Tensor] = []
+
+    def codes() -> Iterator[Tensor]:
+        for expert in (None,) if matrix.experts is None else range(matrix.experts):
+            pieces = chain.from_iterable(weights.pieces(part.native, expert) for part in matrix.parts)
+            for chunk in _in_chunks(pieces, matrix.rows if matrix.interleaved else _CHUNK_ROWS):
+                try:
+                    rounded = quantise(chunk, scheme, interleaved=matrix.interleaved)
+                except ValueError as error:
+                    raise ValueError(f"{weights.folder}, {matrix.name}: {error}") from None
+                waiting.append(rounded.scales)
+                yield rounded.codes
+        weights.release()
+
+    def scales() -> Iterator[Tensor]:
+        while waiting:
+            yield waiting.pop(0)
+
+    return (
+        Outgoing(matrix.codes_name, matrix.codes_shape(scheme), _TYPES[scheme.code_type], codes),
+        Outgoing(matrix.scales_name, matrix.scales_shape(scheme), _TYPES[scheme.scale_type], scales),
+    )
+
+
+def _in_chunks(pieces: Iterable[Tensor], rows: int) -> Iterator[Tensor]:
+    """The rows of `pieces` in chunks of `rows`, the last one with what is left."""
+    waiting: list[Tensor] = []
+    for piece in pieces:
+        start = 0
+        while start < len(piece):
+            waiting.append(piece[start : start + rows - sum(map(len, waiting))])
+            start += len(waiting[-1])
+            if sum(map(len, waiting)) == rows:
+                yield torch.cat(waiting)
+                waiting.clear()
+    if waiting:
+        yield torch.cat(waiting)
+
+
+def _hashed(tensor: Outgoing, hashes: dict[str, str]) -> Outgoing:
+    """The same tensor, which leaves the hash of its bytes in `hashes` once it is written."""
+
+    def pieces() -> Iterator[Tensor]:
+        digest = hashlib.blake2b(digest_size=HASH_BYTES)
+        for piece in tensor.pieces():
+            kept = piece.to(tensor.dtype).contiguous()
+            digest.update(bytes_of(kept))
+            yield kept
+        hashes[tensor.name] = digest.hexdigest()
+
+    return replace(tensor, pieces=pieces)
+
+
+def _check_room(folder: Path, total: int) -> None:
+    parent = next(path for path in folder.absolute().parents if path.exists())
+    if (free := shutil.disk_usage(parent).free) < total:
+        raise ValueError(
+            f"{folder} needs {total / 1e9:.1f} GB of disk and {free / 1e9:.1f} GB are free there; make room, or give "
+            "a folder on another disk"
+        )
