@@ -22,13 +22,14 @@ def problems(family: str, seeds: int) -> list[Problem]:
     return [generate(family, seed, difficulty) for difficulty in difficulties for seed in range(seeds)]
 
 
-def test_there_are_sixteen_families_in_a_fixed_order() -> None:
+def test_there_are_seventeen_families_in_a_fixed_order() -> None:
     assert FAMILIES == (
         "arithmetic_chain",
         "modular_chain",
         "linear_equation",
         "remainders_list",
         "sums_list",
+        "products_list",
         "sequence",
         "sorting",
         "counting",

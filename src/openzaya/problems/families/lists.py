@@ -151,6 +151,7 @@ PRODUCTS_LIST = Family(
         "What are these products, in order? {semicolon}",
         "Work out each product and answer with a list: {comma}.",
         "Here are some products.\n{lines}\nList what they come to.",
+        "Fill in the products, separated by commas: {semicolon}.",
     ),
     solve=_products_solve,
     work=_products_work,
