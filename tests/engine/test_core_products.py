@@ -157,6 +157,8 @@ def test_arguments_that_do_not_fit_each_other_are_refused(best):
         best.quantise(np.zeros((3, 64)))
     with pytest.raises(ValueError, match="no multiple"):
         best.quantise(np.zeros((3, 64), dtype=np.float32), 48)
+    with pytest.raises(ValueError, match="600000 tokens are more"):
+        best.quantise(np.zeros((600_000, 4), dtype=np.float32))
     with pytest.raises(ValueError, match="groups of 64"):
         best.product(matrix, best.quantise(np.zeros((3, 64), dtype=np.float32)))
     with pytest.raises(ValueError, match="multiple of 64"):

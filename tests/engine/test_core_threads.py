@@ -96,6 +96,8 @@ from openzaya.engine.core.products import Core
 
 matrix, x_TK, grouping, expected = small_product()
 core = Core(threads=3)
+# A child forked while another thread imports would wait for that import for ever, and numpy imports some parts late.
+core.product(matrix, core.quantise(x_TK, 32), grouping)
 over = threading.Event()
 
 def step():

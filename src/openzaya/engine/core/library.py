@@ -51,6 +51,75 @@ class Grouping(ctypes.Structure):
     _fields_ = (("places", ctypes.c_void_p), ("ends", ctypes.c_void_p))
 
 
+def _pointers(*names: str) -> tuple[tuple[str, type], ...]:
+    return tuple((name, ctypes.c_void_p) for name in names)
+
+
+class Merge(ctypes.Structure):
+    """`oz_merge`."""
+
+    _fields_ = (
+        ("tokens", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        *_pointers(
+            "residual", "output", "output_weights", "output_bias", "output_scale", "residual_bias", "residual_scale",
+            "norm", "normed",
+        ),
+        ("epsilon", ctypes.c_float),
+    )  # fmt: skip
+
+
+class Attention(ctypes.Structure):
+    """`oz_attention`."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in (
+            "query_heads", "key_heads", "channels", "taps0", "taps1", "rotary", "page_tokens",
+        )),
+        *_pointers(
+            "depthwise", "depthwise_bias", "grouped", "grouped_bias", "temperature", "keys", "values", "columns",
+            "delayed",
+        ),
+    )  # fmt: skip
+
+
+class Batch(ctypes.Structure):
+    """`oz_batch`."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("tokens", "sequences", "pages_a_slot")),
+        *_pointers("sequence_of", "firsts", "slots", "positions", "tables"),
+    )
+
+
+class CCA(ctypes.Structure):
+    """`oz_cca`."""
+
+    _fields_ = (
+        ("projected", ctypes.c_void_p),
+        ("stride", ctypes.c_int64),
+        *_pointers("cosine", "sine", "queries"),
+    )
+
+
+class Router(ctypes.Structure):
+    """`oz_router`."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("hidden", "width", "classes")),
+        ("epsilon", ctypes.c_float),
+        *_pointers(
+            "down", "down_bias", "depth_scale", "norm", "fc1", "fc1_bias", "fc2", "fc2_bias", "out", "balancing"
+        ),
+    )
+
+
+class Routing(ctypes.Structure):
+    """`oz_routing`."""
+
+    _fields_ = (("tokens", ctypes.c_int64), *_pointers("x", "states", "chosen", "weights"))
+
+
 def load() -> ctypes.CDLL:
     """The library: as installed, else as built before, else built now (some seconds, once).
 
@@ -105,8 +174,14 @@ def _declare(library: ctypes.CDLL) -> None:
         "oz_quantise": (None, core, pointer, size, size, integer, pointer, pointer, pointer),
         "oz_product": product,
         "oz_product_swiglu": product,
+        "oz_merge_norm": (None, core, ctypes.POINTER(Merge)),
+        "oz_convolve": (None, core, ctypes.POINTER(Attention), ctypes.POINTER(Batch), ctypes.POINTER(CCA)),
+        "oz_attend": (
+            None, core, ctypes.POINTER(Attention), ctypes.POINTER(Batch), pointer, size, pointer, pointer, pointer,
+        ),
+        "oz_route": (None, core, ctypes.POINTER(Router), ctypes.POINTER(Routing)),
         "oz_read": (ctypes.c_uint64, core, pointer, size),
-    }
+    }  # fmt: skip
     for name, (result, *arguments) in signatures.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments

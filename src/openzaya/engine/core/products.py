@@ -14,6 +14,7 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,8 @@ _REGISTER = 64
 _BLOCKS = {4: 32, 8: 16}
 _MOST_COLUMNS = 1 << 16
 """Beyond this an int32 could not hold every dot product of bytes."""
+_MOST_TOKENS = 1 << 19
+"""A phase of the pool has room for twice as many chunks."""
 _MOST_THREADS = 1024
 
 
@@ -99,6 +102,17 @@ class PackedMatrix:
     @property
     def nbytes(self) -> int:
         return self.codes.nbytes + self.scales.nbytes
+
+    def rows_at(self, rows_T: np.ndarray) -> np.ndarray:
+        """Some rows of a single matrix as float32 (T, K): what a lookup in a quantised embedding gives."""
+        blocks, places = np.divmod(rows_T, self.block_rows)
+        lanes = self.codes.reshape(-1, self.columns // _STEP, 16, _STEP)[blocks, :, places % 16]
+        if self.bits == 8:
+            q_TK = lanes.reshape(len(rows_T), -1)
+            return q_TK.astype(np.float32) * self.scales[blocks, places][:, None]
+        nibbles = np.where((places < 16)[:, None, None], lanes & 15, lanes >> 4)
+        q_TGK = (nibbles.astype(np.float32) - 8).reshape(len(rows_T), -1, self.group)
+        return (q_TGK * self.scales[blocks, :, places].astype(np.float32)[:, :, None]).reshape(len(rows_T), -1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -191,6 +205,8 @@ class Core:
         if x_TK.dtype != np.float32 or x_TK.ndim != 2 or not x_TK.flags.c_contiguous:
             raise ValueError(f"tokens are {x_TK.dtype} of shape {x_TK.shape}; they must be a contiguous float32 matrix")
         tokens, columns = x_TK.shape
+        if tokens > _MOST_TOKENS:
+            raise ValueError(f"{tokens} tokens are more than the core takes at once; give it at most {_MOST_TOKENS}")
         group = columns if group is None else group
         if columns % _STEP or not 1 <= group <= columns or columns % group:
             raise ValueError(f"tokens have {columns} columns, which are no multiple of 4 and of the group, {group}")
@@ -274,6 +290,10 @@ class Core:
         function(self._open(), stored, given, groups, _address(output_TN), width)
         return output_TN
 
+    def call(self, function: str, *arguments: Any) -> None:
+        """Call a function of `csrc/abi.h` with this core."""
+        getattr(self._library, function)(self._open(), *arguments)
+
     def _open(self) -> int:
         if self._core is None:
             raise ValueError("the core was closed; make a new one")
@@ -297,7 +317,7 @@ def _checked(grouping: Grouping, experts: int, tokens: int) -> library.Grouping:
         raise ValueError(f"the ends of the grouping, {ends_E.tolist()}, do not rise to its {len(places)} places")
     if len(places) and not 0 <= places.min() <= places.max() < tokens:
         raise ValueError(f"the grouping names tokens {places.min()} to {places.max()}, but there are {tokens}")
-    if len(np.unique(places)) != len(places):
+    if len(places) and np.bincount(places).max() > 1:
         raise ValueError("the grouping names a token twice; its output could be either")
     return library.Grouping(_address(places), _address(ends_E))
 

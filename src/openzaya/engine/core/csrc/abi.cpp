@@ -4,9 +4,8 @@
 #include <atomic>
 #include <new>
 
-#include "pool.h"
+#include "core.h"
 #include "product.h"
-#include "variants.h"
 
 #ifndef OZ_FINGERPRINT
 #define OZ_FINGERPRINT "unknown"
@@ -14,31 +13,7 @@
 
 using namespace oz;
 
-struct oz_core {
-    const Variant &variant;
-    Pool pool;
-};
-
 namespace {
-
-// Work of one phase, its chunks given by a function.
-template <class Chunk>
-class OnePhase final : public Work {
-  public:
-    OnePhase(int64_t chunks, const Chunk &chunk) : chunks_(chunks), chunk_(chunk) {}
-    int64_t begin(int phase) override { return phase == 0 ? chunks_ : -1; }
-    void chunk(int, int64_t index) override { chunk_(index); }
-
-  private:
-    const int64_t chunks_;
-    const Chunk &chunk_;
-};
-
-template <class Chunk>
-void share(oz_core *core, int64_t chunks, const Chunk &chunk) {
-    OnePhase<Chunk> work(chunks, chunk);
-    core->pool.run(work);
-}
 
 void run(oz_core *core, const Product &product) {
     share(core, product.chunks(), [&](int64_t index) { product.chunk(index); });
@@ -63,7 +38,7 @@ void oz_close(oz_core *core) { delete core; }
 
 void oz_quantise(oz_core *core, const float *x, int64_t tokens, int64_t columns, int32_t group, int8_t *codes,
                  float *scales, int32_t *sums) {
-    share(core, (tokens + kTokensAChunk - 1) / kTokensAChunk, [&](int64_t chunk) {
+    share(core, parts(tokens, kTokensAChunk), [&](int64_t chunk) {
         for (int64_t t = chunk * kTokensAChunk; t < std::min((chunk + 1) * kTokensAChunk, tokens); ++t) {
             core->variant.quantise(x + t * columns, columns, group, codes + t * columns, scales + t,
                                    sums + t * (columns / group));
@@ -83,7 +58,7 @@ void oz_product_swiglu(oz_core *core, const oz_matrix *matrix, const oz_activati
 
 uint64_t oz_read(oz_core *core, const void *memory, int64_t bytes) {
     std::atomic<uint64_t> sum{0};
-    share(core, (bytes + kBytesAChunk - 1) / kBytesAChunk, [&](int64_t chunk) {
+    share(core, parts(bytes, kBytesAChunk), [&](int64_t chunk) {
         const int64_t first = chunk * kBytesAChunk;
         const char *at = static_cast<const char *>(memory) + first;
         sum.fetch_add(core->variant.read(at, std::min(kBytesAChunk, bytes - first)), std::memory_order_relaxed);

@@ -23,7 +23,8 @@ OZ_TARGET inline __m512i four_codes(const int8_t *codes) {
 }
 
 template <int ROWS>
-OZ_TARGET void tile4_of(const uint8_t *codes, const uint16_t *scales, int64_t columns, int group, const TileRows &rows) {
+OZ_TARGET void tile4_of(const uint8_t *codes, const uint16_t *scales, int64_t columns, int group,
+                        const TileRows &rows) {
     // With one row a sum would wait for the one before; two of them, of even and odd steps, keep the reads going.
     constexpr int CHAINS = ROWS == 1 ? 2 : 1;
     const __m512i low = _mm512_set1_epi8(15);
@@ -128,7 +129,7 @@ OZ_ELEMENTWISE(OZ_TARGET)
 
 }  // namespace
 
-const Variant kAvx512Vnni = {"avx512vnni", 6, 8, tile4, tile8, quantise, swiglu, read};
+const Variant kAvx512Vnni = {"avx512vnni", 6, 8, tile4, tile8, quantise, swiglu, read, &kLayerAvx512};
 
 }  // namespace oz
 

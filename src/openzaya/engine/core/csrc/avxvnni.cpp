@@ -26,7 +26,7 @@ OZ_TARGET inline __m256i step8(__m256i dot, __m256i w, __m256i x) {
 #include "tiles256.h"
 
 namespace oz {
-const Variant kAvxVnni = {"avxvnni", 3, 4, tile4, tile8, quantise, swiglu, read};
+const Variant kAvxVnni = {"avxvnni", 3, 4, tile4, tile8, quantise, swiglu, read, &kLayerAvx2};
 }  // namespace oz
 
 #endif

@@ -131,7 +131,8 @@ bool Pool::help() {
     // From here to `done_` the phase cannot end, so neither `work_` nor `phase_` can change.
     const int phase = phase_;
     work_->chunk(phase, static_cast<int64_t>(taken.next()));
-    if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == static_cast<int64_t>(taken.count())) begin_phase(phase + 1);
+    const int64_t done = done_.fetch_add(1, std::memory_order_acq_rel) + 1;
+    if (done == static_cast<int64_t>(taken.count())) begin_phase(phase + 1);
     return true;
 }
 

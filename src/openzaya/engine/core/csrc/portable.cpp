@@ -50,6 +50,6 @@ OZ_ELEMENTWISE()
 
 }  // namespace
 
-const Variant kPortable = {"portable", 8, 8, tile4, tile8, quantise, swiglu, read};
+const Variant kPortable = {"portable", 8, 8, tile4, tile8, quantise, swiglu, read, &kLayerPortable};
 
 }  // namespace oz

@@ -76,7 +76,8 @@ void Product::tile(const Share &share, int64_t block, int64_t first, int rows) c
     multiply(share.expert, block, rows, tokens);
     if (width == block_rows_) return;
     for (int r = 0; r < rows; ++r) {
-        std::memcpy(output_ + token(first + r) * stride_ + column, padded[r], sizeof(float) * static_cast<size_t>(width));
+        float *output = output_ + token(first + r) * stride_ + column;
+        std::memcpy(output, padded[r], sizeof(float) * static_cast<size_t>(width));
     }
 }
 

@@ -29,7 +29,8 @@ OZ_TARGET inline __m256i four_codes(const int8_t *codes) {
 // A step of 64 bytes is two halves: rows 0-7 and 16-23 of the block, rows 8-15 and 24-31. With one row of tokens both
 // are done at once, so that more sums are under way; with several, one after the other, so that all fit the registers.
 template <int ROWS>
-OZ_TARGET void tile4_of(const uint8_t *codes, const uint16_t *scales, int64_t columns, int group, const TileRows &rows) {
+OZ_TARGET void tile4_of(const uint8_t *codes, const uint16_t *scales, int64_t columns, int group,
+                        const TileRows &rows) {
     constexpr int HALVES = ROWS == 1 ? 2 : 1;
     const __m256i low = _mm256_set1_epi8(15);
     __m256 total[ROWS][4];  // by eight rows of the block, in order

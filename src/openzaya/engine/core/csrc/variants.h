@@ -8,6 +8,9 @@
 
 namespace oz {
 
+struct LayerKernels;
+extern const LayerKernels kLayerPortable, kLayerAvx2, kLayerAvx512;
+
 // Tokens that one tile multiplies at once, at most.
 constexpr int kMostRows = 8;
 
@@ -29,6 +32,7 @@ struct Variant {
     // output = silu(gate) * up
     void (*swiglu)(const float *gate, const float *up, int64_t count, float *output);
     uint64_t (*read)(const void *memory, int64_t bytes);
+    const LayerKernels *layer;
 };
 
 extern const Variant kPortable;
