@@ -1,0 +1,140 @@
+// The flat C interface of the compiled core. Every function may be called from any thread; calls on one core wait for
+// each other. Sizes are in elements unless they say otherwise. Nothing is checked here: openzaya.engine.core.products
+// refuses what does not fit, in words.
+#pragma once
+
+#include <cstdint>
+
+#define OZ_API extern "C" __attribute__((visibility("default")))
+
+struct oz_core;
+
+// A quantised matrix W[rows, columns], or a stack of `experts` such matrices one after the other.
+//   bits 4: codes uint8 (blocks, columns / 4, 64), scales float16 (blocks, columns / group, 32), blocks of 32 rows
+//   bits 8: codes int8 (blocks, columns / 4, 64), scales float32 (blocks, 16), blocks of 16 rows; group is columns
+// The last block is padded with rows of zeros, which no product writes.
+struct oz_matrix {
+    const void *codes;
+    const void *scales;
+    int64_t rows;
+    int64_t columns;
+    int32_t bits;
+    int32_t group;
+    int32_t experts;
+};
+
+// Tokens quantised to int8, each with a scale of its own.
+struct oz_activations {
+    const int8_t *codes;   // (tokens, columns)
+    const float *scales;   // (tokens)
+    const int32_t *sums;   // (tokens, columns / group): sums of the codes
+    int64_t tokens;
+    int64_t columns;
+    int32_t group;
+};
+
+// Which tokens each matrix of a stack multiplies: places[ends[e - 1] .. ends[e]) for matrix e.
+struct oz_grouping {
+    const int32_t *places;
+    const int32_t *ends;
+};
+
+OZ_API const char *oz_fingerprint(void);
+
+// Instruction sets, best last; `oz_supported` has bit v set where this machine runs variant v.
+OZ_API int oz_variant_count(void);
+OZ_API const char *oz_variant_name(int variant);
+OZ_API uint32_t oz_supported(void);
+
+// A core is a variant and a pool of threads, the caller's own thread among them. Null where memory or threads run out.
+OZ_API oz_core *oz_open(int variant, int threads);
+OZ_API void oz_close(oz_core *core);
+
+OZ_API void oz_quantise(oz_core *core, const float *x, int64_t tokens, int64_t columns, int32_t group, int8_t *codes,
+                        float *scales, int32_t *sums);
+
+// output[t, n] = scale_t * sum over groups of scale_ng * dot, for the tokens t of `grouping` (all of them, with the
+// first matrix, where `grouping` is null); other rows of `output` (tokens, stride) are left as they are.
+OZ_API void oz_product(oz_core *core, const oz_matrix *matrix, const oz_activations *x, const oz_grouping *grouping,
+                       float *output, int64_t stride);
+
+// The same for rows that alternate between a block of gate and the matching block of up: output (tokens, stride) gets
+// silu(gate) * up, half as many columns as the matrix has rows.
+OZ_API void oz_product_swiglu(oz_core *core, const oz_matrix *matrix, const oz_activations *x,
+                              const oz_grouping *grouping, float *output, int64_t stride);
+
+// Reads `bytes` of memory with all threads of the pool, for measuring how fast that goes; returns a sum of them.
+OZ_API uint64_t oz_read(oz_core *core, const void *memory, int64_t bytes);
+
+// ---- a layer of the model, beside its products; tokens of several sequences, one after the other ----
+
+// residual = (output * output_weights + output_bias) * output_scale + (residual + residual_bias) * residual_scale, then
+// normed = residual / rms(residual) * norm. Without `output` the residual stays.
+struct oz_merge {
+    int64_t tokens, width;
+    float *residual;                // (tokens, width)
+    const float *output;            // (tokens, width) or null
+    const float *output_weights;    // (tokens) or null
+    const float *output_bias, *output_scale, *residual_bias, *residual_scale;  // (width) each
+    const float *norm;              // (width)
+    float *normed;                  // (tokens, width)
+    float epsilon;
+};
+
+// Compressed convolutional attention of one layer: its shape, weights and state.
+struct oz_attention {
+    int32_t query_heads, key_heads, channels, taps0, taps1, rotary, page_tokens;
+    const float *depthwise;         // (taps0, (query_heads + key_heads) * channels)
+    const float *depthwise_bias;    // ((query_heads + key_heads) * channels)
+    const float *grouped;           // (heads, taps1, channels in, channels out, padded to a multiple of 16)
+    const float *grouped_bias;      // (heads, channels out, padded)
+    const float *temperature;       // (key_heads)
+    float *keys, *values;           // (pages, key_heads, page_tokens, channels)
+    float *columns;                 // (slots, taps0 + taps1 - 2, heads * channels)
+    float *delayed;                 // (slots, key_heads * channels / 2)
+};
+
+struct oz_batch {
+    int64_t tokens, sequences, pages_a_slot;
+    const int32_t *sequence_of;     // (tokens)
+    const int32_t *firsts;          // (sequences + 1): first token of each sequence
+    const int32_t *slots;           // (sequences)
+    const int64_t *positions;       // (tokens)
+    const int32_t *tables;          // (slots, pages_a_slot)
+};
+
+struct oz_cca {
+    const float *projected;         // (tokens, stride): queries, keys, current values, delayed values
+    int64_t stride;
+    const float *cosine, *sine;     // (tokens, rotary)
+    float *queries;                 // (tokens, query_heads * channels)
+};
+
+// Keys and values of the batch go to their pages, `columns` and `delayed` move on.
+OZ_API void oz_convolve(oz_core *core, const oz_attention *attention, const oz_batch *batch, const oz_cca *step);
+
+// Softmax attention of every token to its own sequence up to itself, or to the last `window` tokens where that is not
+// 0. `order` is the order in which tokens are worked through; those that share pages should be neighbours in it.
+// `running` has room for tokens * key_heads * sections * group * (channels + 2) numbers, where sections of OZ_SECTION
+// pages reach up to the furthest token.
+#define OZ_SECTION 32
+OZ_API void oz_attend(oz_core *core, const oz_attention *attention, const oz_batch *batch, const float *queries,
+                      int64_t window, const int32_t *order, float *running, float *mixed);
+
+struct oz_router {
+    int32_t hidden, width, classes;
+    float epsilon;
+    const float *down, *down_bias, *depth_scale;  // (width, hidden), (width), (width) or null in the first layer
+    const float *norm, *fc1, *fc1_bias, *fc2, *fc2_bias, *out, *balancing;
+};
+
+struct oz_routing {
+    int64_t tokens;
+    const float *x;      // (tokens, hidden)
+    float *states;       // (tokens, width): those of the layer before, then those of this one
+    int32_t *chosen;     // (tokens)
+    float *weights;      // (tokens): the probability of the class chosen
+};
+
+OZ_API void oz_route(oz_core *core, const oz_router *router, const oz_routing *routing);
+OZ_API void oz_merge_norm(oz_core *core, const oz_merge *merge);

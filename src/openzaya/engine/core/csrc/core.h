@@ -1,0 +1,44 @@
+// What a core is, and how a function of the interface shares its work among the threads of one.
+#pragma once
+
+#include "abi.h"
+#include "pool.h"
+#include "variants.h"
+
+struct oz_core {
+    const oz::Variant &variant;
+    oz::Pool pool;
+};
+
+namespace oz {
+
+// Work of one or two phases, their chunks given by functions.
+template <class First, class Second>
+class Phases final : public Work {
+  public:
+    Phases(int64_t first_chunks, const First &first, int64_t second_chunks, const Second &second)
+        : chunks_{first_chunks, second_chunks}, first_(first), second_(second) {}
+    int64_t begin(int phase) override { return phase < 2 ? chunks_[phase] : -1; }
+    void chunk(int phase, int64_t index) override { phase == 0 ? first_(index) : second_(index); }
+
+  private:
+    const int64_t chunks_[2];
+    const First &first_;
+    const Second &second_;
+};
+
+template <class First, class Second>
+void share(oz_core *core, int64_t first_chunks, const First &first, int64_t second_chunks, const Second &second) {
+    Phases<First, Second> work(first_chunks, first, second_chunks, second);
+    core->pool.run(work);
+}
+
+template <class Chunk>
+void share(oz_core *core, int64_t chunks, const Chunk &chunk) {
+    share(core, chunks, chunk, 0, [](int64_t) {});
+}
+
+// Parts of `size` that cover `count`.
+inline int64_t parts(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+}  // namespace oz

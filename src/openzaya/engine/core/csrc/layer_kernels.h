@@ -1,0 +1,286 @@
+// The kernels of layer.h in plain C++, to be included by a file for each kind of register, which defines OZ_TARGET and
+// names the table OZ_LAYER.
+#pragma once
+
+#include <cmath>
+
+#include "lanes.h"
+#include "layer.h"
+
+namespace oz {
+
+namespace {
+
+// ---- residual stream ----
+
+OZ_TARGET void merge(const oz_merge &m, int64_t token) {
+    float *x = m.residual + token * m.width;
+    if (m.output) {
+        const float *output = m.output + token * m.width;
+        const float weight = m.output_weights ? m.output_weights[token] : 1.0f;
+        for (int64_t i = 0; i < m.width; ++i) {
+            x[i] = (output[i] * weight + m.output_bias[i]) * m.output_scale[i] +
+                   (x[i] + m.residual_bias[i]) * m.residual_scale[i];
+        }
+    }
+    const float mean = dot(x, x, m.width) / static_cast<float>(m.width);
+    const float inverse = 1.0f / __builtin_sqrtf(mean + m.epsilon);
+    for (int64_t i = 0; i < m.width; ++i) m.normed[token * m.width + i] = m.norm[i] * (x[i] * inverse);
+}
+
+// ---- compressed convolutional attention ----
+
+// The columns of one head, `back` places before a token: of this step, or of the state that the sequence keeps.
+OZ_INLINE const float *column(const oz_attention &a, const oz_batch &b, const oz_cca &step, int head, int64_t token,
+                              int back) {
+    const int32_t sequence = b.sequence_of[token];
+    const int64_t place = token - b.firsts[sequence] - back;
+    if (place >= 0) return step.projected + (token - back) * step.stride + head * a.channels;
+    const int64_t past = a.taps0 + a.taps1 - 2, width = (a.query_heads + a.key_heads) * a.channels;
+    return a.columns + (b.slots[sequence] * past + past + place) * width + head * a.channels;
+}
+
+// Output of the depthwise convolution at the places that the head-wise one reads, oldest first: (taps1, channels).
+OZ_INLINE void mix_depthwise(const oz_attention &a, const oz_batch &b, const oz_cca &step, int head, int64_t token,
+                             float *mixed) {
+    const int64_t width = (a.query_heads + a.key_heads) * a.channels;
+    for (int tap1 = 0; tap1 < a.taps1; ++tap1) {
+        float *out = mixed + tap1 * a.channels;
+        std::memcpy(out, a.depthwise_bias + head * a.channels, sizeof(float) * static_cast<size_t>(a.channels));
+        for (int tap0 = 0; tap0 < a.taps0; ++tap0) {
+            const float *in = column(a, b, step, head, token, a.taps1 - 1 - tap1 + a.taps0 - 1 - tap0);
+            const float *weight = a.depthwise + tap0 * width + head * a.channels;
+            for (int c = 0; c < a.channels; ++c) out[c] += in[c] * weight[c];
+        }
+    }
+}
+
+// Head-wise convolution of several tokens, so that each weight is read once for all of them.
+OZ_INLINE void mix_grouped(const oz_attention &a, int head, int tokens, const float (*mixed)[kMostTaps * kMostChannels],
+                           float (*out)[kMostChannels]) {
+    const int64_t padded = (a.channels + kLanes - 1) / kLanes * kLanes, inputs = a.taps1 * a.channels;
+    const float *weights = a.grouped + head * inputs * padded;
+    for (int64_t c = 0; c < padded; c += kLanes) {
+        Lanes sums[kConvolvedTokens];
+        for (int t = 0; t < kConvolvedTokens; ++t) sums[t] = load_lanes(a.grouped_bias + head * padded + c);
+        for (int64_t k = 0; k < inputs; ++k) {
+            const Lanes weight = load_lanes(weights + k * padded + c);
+            for (int t = 0; t < kConvolvedTokens; ++t) sums[t] += weight * mixed[t][k];
+        }
+        for (int t = 0; t < tokens; ++t) std::memcpy(out[t] + c, &sums[t], sizeof(Lanes));
+    }
+}
+
+// Adds the mean of queries and keys: for a query head its own with its key head, for a key head the mean of those.
+OZ_INLINE void add_mean(const oz_attention &a, const float *projected, int head, float *out) {
+    const int group = a.query_heads / a.key_heads;
+    const bool query = head < a.query_heads;
+    const int key = query ? head / group : head - a.query_heads;
+    const float *key_column = projected + (a.query_heads + key) * a.channels;
+    for (int c = 0; c < a.channels; ++c) {
+        float mean = 0.0f;
+        if (query) {
+            mean = (projected[head * a.channels + c] + key_column[c]) * 0.5f;
+        } else {
+            for (int j = 0; j < group; ++j) {
+                mean += (projected[(key * group + j) * a.channels + c] + key_column[c]) * 0.5f;
+            }
+            mean /= static_cast<float>(group);
+        }
+        out[c] += mean;
+    }
+}
+
+// To length sqrt(channels) times `temperature`, then rotated in its first channels.
+OZ_INLINE void norm_and_rotate(const oz_attention &a, const oz_cca &step, int64_t token, float temperature, float *x) {
+    float length = __builtin_sqrtf(dot(x, x, a.channels));
+    length = length > 1.1920929e-7f ? length : 1.1920929e-7f;
+    const float scale = __builtin_sqrtf(static_cast<float>(a.channels)) / length;
+    for (int c = 0; c < a.channels; ++c) x[c] = x[c] * scale * temperature;
+    const float *cosine = step.cosine + token * a.rotary, *sine = step.sine + token * a.rotary;
+    for (int c = 0; c < a.rotary / 2; ++c) {
+        const float first = x[c], second = x[c + a.rotary / 2];
+        x[c] = first * cosine[c] - second * sine[c];
+        x[c + a.rotary / 2] = second * cosine[c + a.rotary / 2] + first * sine[c + a.rotary / 2];
+    }
+}
+
+// Where the key of a token lies from the start of `keys`, its value from that of `values`.
+OZ_INLINE int64_t place_of(const oz_attention &a, const oz_batch &b, int key, int64_t token) {
+    const int64_t position = b.positions[token];
+    const int64_t slot = b.slots[b.sequence_of[token]];
+    const int64_t page = b.tables[slot * b.pages_a_slot + position / a.page_tokens];
+    return ((page * a.key_heads + key) * a.page_tokens + position % a.page_tokens) * a.channels;
+}
+
+// Half of all value channels are the token's own, half those of the token before; heads divide them in this order.
+OZ_INLINE void store_value(const oz_attention &a, const oz_batch &b, const oz_cca &step, int key, int64_t token) {
+    const int64_t half = a.key_heads * a.channels / 2, width = (a.query_heads + a.key_heads) * a.channels;
+    const int32_t sequence = b.sequence_of[token];
+    const float *own = step.projected + token * step.stride + width;
+    const float *before = token > b.firsts[sequence] ? step.projected + (token - 1) * step.stride + width + half
+                                                     : a.delayed + b.slots[sequence] * half;
+    float *value = a.values + place_of(a, b, key, token);
+    for (int64_t c = 0; c < a.channels; ++c) {
+        const int64_t channel = key * a.channels + c;
+        value[c] = channel < half ? own[channel] : before[channel - half];
+    }
+}
+
+OZ_TARGET void convolve(const oz_attention &a, const oz_batch &b, const oz_cca &step, int head, int64_t first,
+                        int tokens) {
+    float mixed[kConvolvedTokens][kMostTaps * kMostChannels], out[kConvolvedTokens][kMostChannels];
+    for (int t = 0; t < kConvolvedTokens; ++t) {
+        if (t < tokens) mix_depthwise(a, b, step, head, first + t, mixed[t]);
+        else std::memset(mixed[t], 0, sizeof(float) * static_cast<size_t>(a.taps1 * a.channels));
+    }
+    mix_grouped(a, head, tokens, mixed, out);
+    for (int t = 0; t < tokens; ++t) {
+        const int64_t token = first + t;
+        const bool query = head < a.query_heads;
+        const int key = head - a.query_heads;
+        add_mean(a, step.projected + token * step.stride, head, out[t]);
+        norm_and_rotate(a, step, token, query ? 1.0f : a.temperature[key], out[t]);
+        float *target = query ? step.queries + (token * a.query_heads + head) * a.channels
+                              : a.keys + place_of(a, b, key, token);
+        std::memcpy(target, out[t], sizeof(float) * static_cast<size_t>(a.channels));
+        if (!query) store_value(a, b, step, key, token);
+    }
+}
+
+// ---- attention ----
+
+// `running` of a head is its values so far, the highest score and the sum of weights.
+OZ_INLINE void attend_head(const oz_attention &a, const float *query, const float *keys, const float *values, int low,
+                           int high, float *running) {
+    const int64_t channels = a.channels;
+    float weights[64];
+    const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(channels));
+    int place = low;
+    for (; place + 4 <= high; place += 4) dots<4>(query, keys + place * channels, channels, channels, weights + place);
+    for (; place < high; ++place) weights[place] = dot(query, keys + place * channels, channels);
+    const float before = running[channels];
+    float highest = before;
+    for (place = low; place < high; ++place) {
+        weights[place] *= scale;
+        highest = weights[place] > highest ? weights[place] : highest;
+    }
+    for (place = low; place < high; ++place) weights[place] = exponential(weights[place] - highest);
+    const float fade = before == -INFINITY ? 0.0f : exponential(before - highest);
+    float sum = running[channels + 1] * fade;
+    for (place = low; place < high; ++place) sum += weights[place];
+    running[channels] = highest;
+    running[channels + 1] = sum;
+    for (int64_t c = 0; c < channels; c += kLanes) {
+        const int64_t count = channels - c < kLanes ? channels - c : kLanes;
+        Lanes mixed = load_some(running + c, count) * fade;
+        const float *value = values + low * channels + c;
+        for (place = low; place < high; ++place, value += channels) {
+            mixed += (count == kLanes ? load_lanes(value) : load_some(value, count)) * weights[place];
+        }
+        store_some(running + c, mixed, count);
+    }
+}
+
+OZ_TARGET void attend(const oz_attention &a, const oz_batch &b, const float *queries, int64_t window, int head,
+                      int64_t token, int64_t page, float *running) {
+    const int64_t position = b.positions[token], start = page * a.page_tokens;
+    const int64_t first = window && position - window + 1 > start ? position - window + 1 - start : 0;
+    const int64_t last = position - start + 1 < a.page_tokens ? position - start + 1 : a.page_tokens;
+    if (first >= last) return;
+    const int64_t slot = b.slots[b.sequence_of[token]];
+    const int64_t held = b.tables[slot * b.pages_a_slot + page];
+    const int64_t at = (held * a.key_heads + head) * a.page_tokens * a.channels;
+    const int group = a.query_heads / a.key_heads;
+    for (int g = 0; g < group; ++g) {
+        const float *query = queries + ((token * a.key_heads + head) * group + g) * a.channels;
+        attend_head(a, query, a.keys + at, a.values + at, static_cast<int>(first), static_cast<int>(last),
+                    running + g * (a.channels + 2));
+    }
+}
+
+OZ_TARGET void join(const oz_attention &a, int64_t sections, const float *running, float *mixed) {
+    const int64_t group = a.query_heads / a.key_heads, channels = a.channels, width = channels + 2;
+    for (int64_t g = 0; g < group; ++g) {
+        float highest = -INFINITY, sum = 0.0f;
+        float *out = mixed + g * channels;
+        for (int64_t s = 0; s < sections; ++s) {
+            const float own = running[(s * group + g) * width + channels];
+            highest = own > highest ? own : highest;
+        }
+        std::memset(out, 0, sizeof(float) * static_cast<size_t>(channels));
+        for (int64_t s = 0; s < sections; ++s) {
+            const float *part = running + (s * group + g) * width;
+            if (part[channels] == -INFINITY) continue;
+            const float weight = exponential(part[channels] - highest);
+            sum += part[channels + 1] * weight;
+            for (int64_t c = 0; c < channels; ++c) out[c] += part[c] * weight;
+        }
+        for (int64_t c = 0; c < channels; ++c) out[c] /= sum;
+    }
+}
+
+// ---- router ----
+
+// erf within 3e-7: a rational function of x, which is +-1 to float32 beyond 4.
+OZ_INLINE float error_function(float x) {
+    x = x < -4.0f ? -4.0f : x;
+    x = x > 4.0f ? 4.0f : x;
+    const float y = x * x;
+    float above = -2.72614225801306e-10f;
+    above = above * y + 2.77068142495902e-08f;
+    above = above * y + -2.10102402082508e-06f;
+    above = above * y + -5.69250639462346e-05f;
+    above = above * y + -7.34990630326855e-04f;
+    above = above * y + -2.95459980854025e-03f;
+    above = above * y + -1.60960333262415e-02f;
+    float below = -1.45660718464996e-05f;
+    below = below * y + -2.13374055278905e-04f;
+    below = below * y + -1.68282697438203e-03f;
+    below = below * y + -7.37332916720468e-03f;
+    below = below * y + -1.42647390514189e-02f;
+    return x * above / below;
+}
+
+OZ_INLINE void gelu(float *x, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) x[i] = 0.5f * x[i] * (1.0f + error_function(x[i] * 0.70710678f));
+}
+
+OZ_TARGET void router_state(const oz_router &r, const oz_routing &routing, int64_t token, int64_t first, int64_t last) {
+    float values[kMostRouter];
+    const float *x = routing.x + token * r.hidden;
+    linear(x, r.down + first * r.hidden, r.down_bias + first, last - first, r.hidden, values);
+    float *states = routing.states + token * r.width;
+    for (int64_t i = first; i < last; ++i) {
+        states[i] = values[i - first] + (r.depth_scale ? states[i] * r.depth_scale[i] : 0.0f);
+    }
+}
+
+OZ_TARGET void choose(const oz_router &r, const oz_routing &routing, int64_t token) {
+    float hidden[kMostRouter], next[kMostRouter], p[kMostClasses];
+    const float *state = routing.states + token * r.width;
+    const float mean = dot(state, state, r.width) / static_cast<float>(r.width);
+    const float inverse = 1.0f / __builtin_sqrtf(mean + r.epsilon);
+    for (int64_t i = 0; i < r.width; ++i) hidden[i] = r.norm[i] * (state[i] * inverse);
+    linear(hidden, r.fc1, r.fc1_bias, r.width, r.width, next);
+    gelu(next, r.width);
+    linear(next, r.fc2, r.fc2_bias, r.width, r.width, hidden);
+    gelu(hidden, r.width);
+    linear(hidden, r.out, nullptr, r.classes, r.width, p);
+    float highest = p[0], sum = 0.0f;
+    for (int i = 1; i < r.classes; ++i) highest = p[i] > highest ? p[i] : highest;
+    for (int i = 0; i < r.classes; ++i) sum += p[i] = exponential(p[i] - highest);
+    int best = 0;
+    for (int i = 0; i < r.classes; ++i) {
+        p[i] /= sum;
+        if (p[i] + r.balancing[i] > p[best] + r.balancing[best]) best = i;
+    }
+    routing.chosen[token] = best;
+    routing.weights[token] = p[best];
+}
+
+}  // namespace
+
+const LayerKernels OZ_LAYER = {merge, convolve, attend, join, router_state, choose};
+
+}  // namespace oz

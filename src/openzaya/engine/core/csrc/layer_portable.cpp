@@ -1,0 +1,3 @@
+#define OZ_TARGET
+#define OZ_LAYER kLayerPortable
+#include "layer_kernels.h"

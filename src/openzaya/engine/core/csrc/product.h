@@ -1,0 +1,44 @@
+// One product of quantised tokens with a quantised matrix, or with the matrices of a stack, cut into chunks that any
+// thread may do in any order.
+#pragma once
+
+#include "abi.h"
+#include "variants.h"
+
+namespace oz {
+
+class Product {
+  public:
+    Product(const Variant &variant, const oz_matrix &matrix, const oz_activations &x, const oz_grouping *grouping,
+            float *output, int64_t stride, bool swiglu);
+
+    int64_t chunks() const;
+    void chunk(int64_t index) const;
+
+  private:
+    // The tokens of one matrix of the stack, by their places in `grouping`.
+    struct Share {
+        int expert;
+        int64_t first, last;
+    };
+
+    Share share(int expert) const;
+    void blocks_of(const Share &share, int64_t first_block, int64_t last_block) const;
+    void tile(const Share &share, int64_t block, int64_t first, int rows) const;
+    void tile_swiglu(const Share &share, int64_t block, int64_t first, int rows) const;
+    void multiply(int expert, int64_t block, int rows, const TileRows &tokens) const;
+    TileRows tokens_at(int64_t first, int rows) const;
+    int64_t token(int64_t place) const { return grouping_ ? grouping_->places[place] : place; }
+
+    const Variant &variant_;
+    const oz_matrix &matrix_;
+    const oz_activations &x_;
+    const oz_grouping *const grouping_;
+    float *const output_;
+    const int64_t stride_;
+    const bool swiglu_;
+    const int block_rows_, tile_rows_;
+    const int64_t blocks_;
+};
+
+}  // namespace oz

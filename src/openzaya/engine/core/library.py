@@ -1,0 +1,187 @@
+"""Finds the shared library of the core, loads it and declares its functions (`csrc/abi.h`)."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import platform
+import threading
+from pathlib import Path
+
+from openzaya.engine.core.build import LIBRARY, BuildError, build, fingerprint
+
+_lock = threading.Lock()
+
+
+class CoreUnavailable(RuntimeError):
+    """There is no compiled core on this machine; the message says why and what helps."""
+
+
+class Matrix(ctypes.Structure):
+    """`oz_matrix`."""
+
+    _fields_ = (
+        ("codes", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("bits", ctypes.c_int32),
+        ("group", ctypes.c_int32),
+        ("experts", ctypes.c_int32),
+    )
+
+
+class Activations(ctypes.Structure):
+    """`oz_activations`."""
+
+    _fields_ = (
+        ("codes", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("sums", ctypes.c_void_p),
+        ("tokens", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("group", ctypes.c_int32),
+    )
+
+
+class Grouping(ctypes.Structure):
+    """`oz_grouping`."""
+
+    _fields_ = (("places", ctypes.c_void_p), ("ends", ctypes.c_void_p))
+
+
+def _pointers(*names: str) -> tuple[tuple[str, type], ...]:
+    return tuple((name, ctypes.c_void_p) for name in names)
+
+
+class Merge(ctypes.Structure):
+    """`oz_merge`."""
+
+    _fields_ = (
+        ("tokens", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        *_pointers(
+            "residual", "output", "output_weights", "output_bias", "output_scale", "residual_bias", "residual_scale",
+            "norm", "normed",
+        ),
+        ("epsilon", ctypes.c_float),
+    )  # fmt: skip
+
+
+class Attention(ctypes.Structure):
+    """`oz_attention`."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in (
+            "query_heads", "key_heads", "channels", "taps0", "taps1", "rotary", "page_tokens",
+        )),
+        *_pointers(
+            "depthwise", "depthwise_bias", "grouped", "grouped_bias", "temperature", "keys", "values", "columns",
+            "delayed",
+        ),
+    )  # fmt: skip
+
+
+class Batch(ctypes.Structure):
+    """`oz_batch`."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("tokens", "sequences", "pages_a_slot")),
+        *_pointers("sequence_of", "firsts", "slots", "positions", "tables"),
+    )
+
+
+class CCA(ctypes.Structure):
+    """`oz_cca`."""
+
+    _fields_ = (
+        ("projected", ctypes.c_void_p),
+        ("stride", ctypes.c_int64),
+        *_pointers("cosine", "sine", "queries"),
+    )
+
+
+class Router(ctypes.Structure):
+    """`oz_router`."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("hidden", "width", "classes")),
+        ("epsilon", ctypes.c_float),
+        *_pointers(
+            "down", "down_bias", "depth_scale", "norm", "fc1", "fc1_bias", "fc2", "fc2_bias", "out", "balancing"
+        ),
+    )
+
+
+class Routing(ctypes.Structure):
+    """`oz_routing`."""
+
+    _fields_ = (("tokens", ctypes.c_int64), *_pointers("x", "states", "chosen", "weights"))
+
+
+def load() -> ctypes.CDLL:
+    """The library: as installed, else as built before, else built now (some seconds, once).
+
+    OPENZAYA_CORE names another one. Raises CoreUnavailable where none can be had.
+    """
+    with _lock:
+        return _load()
+
+
+@functools.cache
+def _load() -> ctypes.CDLL:
+    if given := os.environ.get("OPENZAYA_CORE"):
+        return _opened(Path(given))
+    installed = Path(__file__).parent / LIBRARY
+    if installed.is_file():
+        library = _opened(installed)
+        if library.oz_fingerprint().decode() == fingerprint():
+            return library
+    cached = _cached()
+    if not cached.is_file():
+        try:
+            build(cached)
+        except (BuildError, OSError) as error:
+            raise CoreUnavailable(f"the compiled core is not there and could not be built: {error}") from error
+    return _opened(cached)
+
+
+def _cached() -> Path:
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "openzaya" / f"core-{platform.machine()}-{fingerprint()}.so"
+
+
+def _opened(path: Path) -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise CoreUnavailable(f"{path} cannot be loaded ({error}); remove it, and it is built anew") from error
+    _declare(library)
+    return library
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    core, pointer, integer, size = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
+    product = (None, core, ctypes.POINTER(Matrix), ctypes.POINTER(Activations), ctypes.POINTER(Grouping), pointer, size)
+    signatures = {
+        "oz_fingerprint": (ctypes.c_char_p,),
+        "oz_variant_count": (ctypes.c_int,),
+        "oz_variant_name": (ctypes.c_char_p, ctypes.c_int),
+        "oz_supported": (ctypes.c_uint32,),
+        "oz_open": (core, ctypes.c_int, ctypes.c_int),
+        "oz_close": (None, core),
+        "oz_quantise": (None, core, pointer, size, size, integer, pointer, pointer, pointer),
+        "oz_product": product,
+        "oz_product_swiglu": product,
+        "oz_merge_norm": (None, core, ctypes.POINTER(Merge)),
+        "oz_convolve": (None, core, ctypes.POINTER(Attention), ctypes.POINTER(Batch), ctypes.POINTER(CCA)),
+        "oz_attend": (
+            None, core, ctypes.POINTER(Attention), ctypes.POINTER(Batch), pointer, size, pointer, pointer, pointer,
+        ),
+        "oz_route": (None, core, ctypes.POINTER(Router), ctypes.POINTER(Routing)),
+        "oz_read": (ctypes.c_uint64, core, pointer, size),
+    }  # fmt: skip
+    for name, (result, *arguments) in signatures.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
