@@ -146,10 +146,10 @@ def test_training_hands_the_recipe_and_the_folder_to_the_loop(
 ) -> None:
     from openzaya.train import loop
 
-    seen: list[loop.Run] = []
+    seen: list[tuple[loop.Run, str | None]] = []
 
-    def run(self: loop.Run) -> None:
-        seen.append(self)
+    def run(self: loop.Run, only: str | None = None) -> None:
+        seen.append((self, only))
         self.report("tokenizer: ready")
         self.report(loop.StepReport("plain", 5, 10, 1.25, 0.5, 0.99, 1234.0, 70.0))
 
@@ -158,9 +158,11 @@ def test_training_hands_the_recipe_and_the_folder_to_the_loop(
     recipe.write_text(RECIPE, encoding="utf-8")
     result = openzaya_program("train", recipe, "--out", tmp_path / "run")
     assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'run'}\n")
-    assert (seen[0].folder, seen[0].recipe) == (tmp_path / "run", RECIPE)
+    assert (seen[0][0].folder, seen[0][0].recipe, seen[0][1]) == (tmp_path / "run", RECIPE, None)
     assert "plain: step 5 of 10, loss 1.2500" in result.stderr
     assert "1 min 10 s left" in result.stderr
+    openzaya_program("train", recipe, "--out", tmp_path / "run", "--phase", "plain")
+    assert seen[1][1] == "plain"
 
 
 def test_interrupted_training_says_that_it_goes_on(
@@ -168,7 +170,7 @@ def test_interrupted_training_says_that_it_goes_on(
 ) -> None:
     from openzaya.train import loop
 
-    def run(self: loop.Run) -> None:
+    def run(self: loop.Run, only: str | None = None) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(loop.Run, "run", run)
