@@ -216,6 +216,17 @@ def test_aggregation_of_slips_needs_no_rollouts(finished: tuple[Path, list[StepR
     assert aggregations[0].input_ids.tolist() != others[0].input_ids.tolist()
 
 
+def test_problems_that_plain_rows_would_leave_out_are_refused(
+    finished: tuple[Path, list[StepReport | str]], tmp_path: Path
+) -> None:
+    folder, _reports = finished
+    config = config_of(RECIPE.replace("row = 250", "row = 40"), tmp_path)
+    with pytest.raises(
+        ValueError, match=r"arithmetic_chain at difficulty 2 has examples of \d+ tokens, which a row of 40"
+    ):
+        PhaseRun(Run(config, RECIPE, folder), config.phases[0])
+
+
 def test_a_torn_state_is_refused_with_the_remedy(finished: tuple[Path, list[StepReport | str]], tmp_path: Path) -> None:
     folder, _reports = finished
     torn = tmp_path / "torn.end"

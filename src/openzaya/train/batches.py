@@ -11,6 +11,7 @@ from openzaya.data.examples import Example, plain_example
 from openzaya.data.mixture import Mixture, draw_problem
 from openzaya.data.packing import Batch, best_fit_decreasing, make_batch
 from openzaya.data.rollouts import PoolEntry, Speaker, draw_aggregation, draw_slipped
+from openzaya.problems import generate
 from openzaya.train.config import AggregationRecipe, PhaseRecipe
 
 MICROBATCH_TOKENS = 16_640
@@ -25,6 +26,29 @@ _INDICES_A_STEP = 4096
 _INDICES_A_PHASE = 1 << 44
 _SLIPPED = 1 << 36
 """Problem numbers from here on get slipped tails, so that no step reads a problem both ways."""
+
+
+_LOOKED_AT = 32
+"""Problems of a family that `check_rows` looks at."""
+
+
+def check_rows(mixture: Mixture, speaker: Speaker, row: int) -> None:
+    """Raises ValueError where more than a straggler of a family's hardest problems is longer than a row.
+
+    Plain steps leave out what does not fit, aggregation examples fill a row of their own whatever its length: a model
+    would learn such problems in one mode only, and the difference would look like a gain of aggregation.
+    """
+    for name, share in mixture.items():
+        hardest = share.difficulty[1]
+        problems = [generate(name, seed, hardest, split="train") for seed in range(_LOOKED_AT)]
+        *_, second, longest = sorted(
+            len(plain_example(problem, speaker.tokenizer, speaker.template)) for problem in problems
+        )
+        if second > row:
+            raise ValueError(
+                f"{name} at difficulty {hardest} has examples of {longest} tokens, which a row of {row} would leave "
+                "out; make the row longer or the difficulty lower"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from openzaya.model.initialise import initialise
 from openzaya.model.router import Routing
 from openzaya.mrsa.prompts import bundled_prompts
 from openzaya.train.balancing import Balancer
-from openzaya.train.batches import BatchSource
+from openzaya.train.batches import BatchSource, check_rows
 from openzaya.train.config import PhaseRecipe, TrainConfig
 from openzaya.train.muon import MuonAdamW
 from openzaya.train.schedule import rate_scale, total_steps
@@ -200,6 +200,7 @@ class PhaseRun:
 
     def __init__(self, run: Run, phase: PhaseRecipe) -> None:
         self.run_, self.phase = run, phase
+        check_rows(run.config.mixture, run.speaker, phase.row)
         self.source = BatchSource(run.config.mixture, run.speaker, phase, run.config.seed)
         self.learner = Learner.create(run.config, run.model_config)
         self.step = self.refreshes = 0
