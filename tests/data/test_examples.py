@@ -8,7 +8,16 @@ import pytest
 from openzaya.chat import ChatTemplate, Tokenizer, train_tokenizer
 from openzaya.data.examples import aggregation_example, plain_example
 from openzaya.data.mixture import FamilyShare, check_mixture, draw_problem
-from openzaya.data.rollouts import PoolEntry, Speaker, draw_aggregation, draw_slipped, read_pool, roll_out, write_pool
+from openzaya.data.rollouts import (
+    PoolEntry,
+    Speaker,
+    draw_aggregation,
+    draw_slipped,
+    read_pool,
+    roll_out,
+    without_solved,
+    write_pool,
+)
 from openzaya.mrsa.prompts import bundled_prompts
 from openzaya.problems import split_of
 
@@ -109,6 +118,17 @@ def test_a_pool_survives_the_disk_and_draws_by_number(speaker: Speaker, tmp_path
     again = draw_aggregation(pool, MIXTURE, speaker, range(4, 5), 1, 3).ids.tolist()
     assert again == draws[3]
     assert len({tuple(draw) for draw in draws}) > 1
+
+
+def test_of_solved_problems_only_the_share_asked_for_stays() -> None:
+    solved = [PoolEntry(index, 0, ("a", "b"), (True, True)) for index in range(400)]
+    others = [PoolEntry(1000, 0, ("a", "b"), (True, False)), PoolEntry(1001, 1, ("a", "b"), (False, False))]
+    assert without_solved(solved + others, 0.0, 1) == others
+    assert without_solved(solved + others, 1.0, 1) == solved + others
+    kept = without_solved(solved + others, 0.25, 1)
+    assert 70 < len(kept) - 2 < 130
+    assert kept == without_solved(solved + others, 0.25, 1)
+    assert without_solved(solved, 0.0, 1) == solved  # rather than an empty pool
 
 
 def test_slipped_tails_are_ends_of_worked_solutions_with_slips_up_to_the_rate(speaker: Speaker) -> None:

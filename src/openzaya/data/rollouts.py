@@ -113,6 +113,15 @@ def roll_out(
     return entries + second
 
 
+def without_solved(entries: Sequence[PoolEntry], kept: float, seed: int) -> list[PoolEntry]:
+    """The entries less most of those whose candidates were all right, of which a share `kept` stays.
+
+    A model that solves a problem alone learns from it that tails need no reading.
+    """
+    random = Random(f"solved/{seed}")
+    return [entry for entry in entries if not all(entry.correct) or random.random() < kept] or list(entries)
+
+
 def draw_aggregation(
     pool: Sequence[PoolEntry], mixture: Mixture, speaker: Speaker, tails: range, seed: int, index: int
 ) -> Example:

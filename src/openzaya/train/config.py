@@ -81,6 +81,8 @@ class AggregationRecipe(_Section):
     """Problems of one refresh."""
     rollouts: Positive = 6
     """Rollouts of each problem in round 0."""
+    solved: Fraction = 1.0
+    """Share that stays of the problems on which every candidate was right: tails add nothing to what is known."""
     second_round: Fraction = 0.35
     """Share of the problems that also give tails of round 1, that is of aggregations."""
 

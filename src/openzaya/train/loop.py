@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from openzaya.chat import ChatTemplate, Tokenizer, render_reply, train_tokenizer
 from openzaya.data.mixture import draw_problem
 from openzaya.data.packing import Batch
-from openzaya.data.rollouts import PoolEntry, Speaker, read_pool, roll_out, write_pool
+from openzaya.data.rollouts import PoolEntry, Speaker, read_pool, roll_out, without_solved, write_pool
 from openzaya.engine.engine import Engine
 from openzaya.model.checkpoint import save_model
 from openzaya.model.config import ZayaConfig
@@ -295,7 +295,9 @@ class PhaseRun:
                     seed=self.run_.config.seed,
                     report=lambda line: self._report(f"{self.phase.name}: {line}"),
                 )
-            write_pool(path, pool)
+            kept = without_solved(pool, recipe.solved, self.run_.config.seed + self.refreshes)
+            self._report(f"{self.phase.name}: {len(kept)} of {len(pool)} sets of tails are kept")
+            write_pool(path, kept)
         self.pool = read_pool(path)
 
     def _pool_path(self, refresh: int) -> Path:
