@@ -3,9 +3,12 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from eval_backend import EVEN, PretendModel
 from openzaya.backends.protocol import BackendError, ChatParams, Delta
 from openzaya.evals import EvalError, EvalSpec, Report, evaluate, make_spec
 from openzaya.evals.questions import Question, questions_of
+from openzaya.evals.records import Header, Result, Results
 from openzaya.mrsa.prompts import bundled_prompts, question_text
 
 RSA = {"candidates": 4, "tails": 2, "rounds": 2, "beta": 64, "tau": 24, "final_tokens": 64}
@@ -274,25 +278,36 @@ def test_processes_share_a_folder_by_benchmark_and_the_report_is_that_of_one(tmp
         evaluate(spec, backends={"main": idle}, only=["arithmetic"])
 
 
-def test_opening_a_folder_cuts_nothing_that_another_process_appends(
+def test_processes_may_open_and_fill_a_new_folder_at_the_same_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = specification(out=tmp_path, arms=[SHAPES[0]])
-    run(spec, main=model_for(spec))
-    lines = (tmp_path / "results.jsonl").read_bytes().splitlines(keepends=True)
-    (tmp_path / "results.jsonl").write_bytes(b"".join(lines[:-1]))
-    read = Path.read_bytes
+    header = Header(digest="d", models={})
+    read = Results._read
 
-    def read_and_then_the_other_appends(path: Path) -> bytes:
-        data = read(path)
-        with path.open("ab") as file:
-            file.write(lines[-1])
-        return data
+    def read_slowly(results: Results, path: Path) -> int:
+        kept = read(results, path)
+        time.sleep(0.01)
+        return kept
 
-    monkeypatch.setattr(Path, "read_bytes", read_and_then_the_other_appends)
-    evaluate(spec, backends={"main": model_for(spec)}, only=["arithmetic_chain"])
-    monkeypatch.undo()
-    assert lines[-1] in (tmp_path / "results.jsonl").read_bytes()
+    monkeypatch.setattr(Results, "_read", read_slowly)
+    together = Barrier(8)
+
+    def work(number: int) -> None:
+        # A lock of a file holds between descriptors, of one process as of several.
+        together.wait()
+        results = Results(tmp_path / "results.jsonl", header)
+        for problem in range(20):
+            results.add(Result(arm="single", problem=f"{number}/{problem}", candidates=()))
+        results.close()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_bytes().splitlines()]
+    assert [line["kind"] for line in lines] == ["header"] + ["result"] * 160
+    assert len({line["problem"] for line in lines[1:]}) == 160
+    again = Results(tmp_path / "results.jsonl", header)
+    assert len(again) == 160
+    again.close()
 
 
 def records(data: bytes) -> list[tuple[Any, ...]]:

@@ -78,7 +78,8 @@ def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
 
 
 def test_without_aggregation_rounds_the_tails_settings_do_not_matter() -> None:
-    make_config({"candidates": 1, "tails": 4, "rounds": 0, "beta": 1, "tau": 9})
+    config = make_config({"candidates": 1, "tails": 4, "rounds": 0, "beta": 1, "tau": 9})
+    assert (config.rounds, config.tails, config.tau) == (0, 4, 9)
 
 
 def test_widths_limits_and_quorum_by_round() -> None:

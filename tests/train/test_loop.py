@@ -4,7 +4,9 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -203,6 +205,25 @@ def test_phases_run_alone_give_the_weights_of_a_whole_run(
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     with pytest.raises(ValueError, match="'control' is not in the recipe; it has plain, aggregation"):
         Run(config, RECIPE, tmp_path / "run").run("control")
+
+
+def test_phases_may_begin_a_new_folder_at_the_same_moment(tmp_path: Path) -> None:
+    text = RECIPE[: RECIPE.index('[[phases]]\nname = "aggregation"')]
+    text += text[text.index("[[phases]]") :].replace("plain", "control")
+    config = config_of(text, tmp_path)
+    together = threading.Barrier(2)
+    reports: list[StepReport | str] = []
+
+    def work(phase: str) -> None:
+        # A lock of a folder holds between descriptors, of one process as of several.
+        together.wait()
+        Run(config, text, tmp_path / "run", reports.append).run(phase)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, ("plain", "control")))
+    assert (tmp_path / "run" / "recipe.toml").read_text() == text
+    assert reports.count("tokenizer: training on 60 problems") == 1
+    assert weights(tmp_path / "run" / "plain").keys() == weights(tmp_path / "run" / "control").keys()
 
 
 def test_aggregation_of_slips_needs_no_rollouts(finished: tuple[Path, list[StepReport | str]], tmp_path: Path) -> None:

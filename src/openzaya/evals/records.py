@@ -1,7 +1,7 @@
 """The raw results: one JSON line for each problem and arm, written as soon as it is there and read again on resuming.
 
-A candidate has the shape of the Markovian RSA journal's, less what is empty. A line is appended by a single write, so
-that a killed process leaves at most one torn line, the last, which is dropped.
+A candidate has the shape of the Markovian RSA journal's, less what is empty. A line is appended by a single write under
+a lock of the file: processes may share it, and a killed one leaves at most one torn line, the last, which is dropped.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from openzaya.evals.spec import EvalError
+from openzaya.locks import alone
 from openzaya.mrsa.candidate import Candidate
 
 VERSION = 1
@@ -57,12 +58,19 @@ class Results:
         """
         self._header, self._tails_of, self._keep_text = header, tails_of, keep_text
         self._found: dict[tuple[str, str], Result] = {}
+        self._path = path
         self._descriptor: int | None = None
         if path is not None:
-            kept, torn = self._read(path)
-            self._descriptor = _open_at(path, kept if torn else None)
-            if kept == 0:
-                self._append({"kind": "header", **asdict(header)})
+            self._descriptor = _open(path)
+            try:
+                with alone(path):
+                    kept = self._read(path)
+                    os.ftruncate(self._descriptor, kept)
+                    if kept == 0:
+                        self._write({"kind": "header", **asdict(header)})
+            except BaseException:
+                self.close()
+                raise
 
     def get(self, arm: str, problem: str) -> Result | None:
         """What is there for an arm and a problem."""
@@ -76,11 +84,12 @@ class Results:
         tails = result.arm in self._tails_of
         lean = [_lean(candidate, text=self._keep_text, tails=tails) for candidate in result.candidates]
         self._merge(replace(result, candidates=tuple(lean)))
-        if self._descriptor is not None:
+        if self._path is not None:
             values: dict[str, Any] = {"kind": "result", "arm": result.arm, "problem": result.problem}
             if result.answer is not None:
                 values["answer"] = result.answer
-            self._append({**values, "candidates": [_compact(candidate) for candidate in lean]})
+            with alone(self._path):
+                self._write({**values, "candidates": [_compact(candidate) for candidate in lean]})
 
     def close(self) -> None:
         if self._descriptor is not None:
@@ -95,18 +104,16 @@ class Results:
             result = replace(result, candidates=tuple(places[place] for place in sorted(places)))
         self._found[key] = result
 
-    def _append(self, values: Mapping[str, Any]) -> None:
+    def _write(self, values: Mapping[str, Any]) -> None:
         assert self._descriptor is not None
         data = (json.dumps(values, ensure_ascii=False) + "\n").encode("utf-8", errors="surrogatepass")
         while data:
             data = data[os.write(self._descriptor, data) :]
 
-    def _read(self, path: Path) -> tuple[int, bool]:
-        """Take in all whole lines; returns how many bytes they are, and whether a torn one follows."""
+    def _read(self, path: Path) -> int:
+        """Take in all whole lines; returns how many bytes they are."""
         try:
             data = path.read_bytes()
-        except FileNotFoundError:
-            return 0, False
         except OSError as error:
             raise EvalError(f"cannot read the results {path}: {error.strerror}") from error
         lines = data.split(b"\n")[:-1]
@@ -127,8 +134,7 @@ class Results:
                     f"line {number} of {path} is no result of an evaluation; the file is damaged or another's, so give "
                     "a new folder"
                 ) from error
-        kept = sum(len(line) + 1 for line in lines)
-        return kept, kept < len(data)
+        return sum(len(line) + 1 for line in lines)
 
     def _check(self, values: Mapping[str, Any], path: Path) -> None:
         if values["version"] != VERSION:
@@ -147,16 +153,13 @@ class Results:
             raise EvalError(f"the results {path} belong to another evaluation ({what} differ); give a new folder")
 
 
-def _open_at(path: Path, kept: int | None) -> int:
-    """Open for appending, cut to `kept` bytes; None cuts nothing, since another process may be appending too."""
+def _open(path: Path) -> int:
+    """Open for appending."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        if kept is not None:
-            os.ftruncate(descriptor, kept)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     except OSError as error:
         raise EvalError(f"cannot write the results {path}: {error.strerror}") from error
-    return descriptor
 
 
 def _without_source(identity: Mapping[str, str]) -> dict[str, str]:

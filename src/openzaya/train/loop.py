@@ -23,6 +23,7 @@ from openzaya.data.mixture import draw_problem
 from openzaya.data.packing import Batch
 from openzaya.data.rollouts import PoolEntry, Speaker, read_pool, roll_out, without_solved, write_pool
 from openzaya.engine.engine import Engine
+from openzaya.locks import alone
 from openzaya.model.checkpoint import save_model
 from openzaya.model.config import ZayaConfig
 from openzaya.model.decoder import ZayaForCausalLM
@@ -136,7 +137,8 @@ class Run:
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._guard_recipe()
+        with alone(self.folder):
+            self._guard_recipe()
         for phase in phases:
             if (self.folder / phase.name).is_dir():
                 self._say(f"{phase.name}: finished before")
@@ -163,12 +165,13 @@ class Run:
         )
 
     def _tokenizer(self, folder: Path) -> Tokenizer:
-        if not folder.is_dir():
-            recipe = self.config.tokenizer
-            self._say(f"tokenizer: training on {recipe.documents:,} problems")
-            partial = folder.with_suffix(".partial")
-            train_tokenizer(self._tokenizer_texts(), recipe.vocab_size, partial)
-            partial.replace(folder)
+        with alone(self.folder):
+            if not folder.is_dir():
+                recipe = self.config.tokenizer
+                self._say(f"tokenizer: training on {recipe.documents:,} problems")
+                partial = folder.with_suffix(".partial")
+                train_tokenizer(self._tokenizer_texts(), recipe.vocab_size, partial)
+                partial.replace(folder)
         return Tokenizer.from_folder(folder)
 
     def _tokenizer_texts(self) -> Iterator[str]:
@@ -183,9 +186,12 @@ class Run:
 
     def _guard_recipe(self) -> None:
         kept = self.folder / "recipe.toml"
-        if kept.exists() and recipe_hash(kept.read_text(encoding="utf-8")) != recipe_hash(self.recipe):
+        if not kept.exists():
+            partial = kept.with_suffix(".partial")
+            partial.write_text(self.recipe, encoding="utf-8")
+            partial.replace(kept)
+        elif recipe_hash(kept.read_text(encoding="utf-8")) != recipe_hash(self.recipe):
             raise ValueError(f"{self.folder} holds a run of another recipe; give another folder or remove this one")
-        kept.write_text(self.recipe, encoding="utf-8")
 
     def _say(self, sentence: str) -> None:
         self.report(sentence)
