@@ -49,10 +49,6 @@ class Executor(Protocol):
 
     def step(self, batch: StepBatch) -> StepResult: ...
 
-    def replace_model(self, model: ZayaForCausalLM) -> None:
-        """Compute with the weights of `model`, of the same shape, from the next step on."""
-        ...
-
 
 class TorchExecutor:
     """Steps through the model itself, one forward for all decoding rows and one for each group of like chunks."""
@@ -60,9 +56,6 @@ class TorchExecutor:
     def __init__(self, model: ZayaForCausalLM, pool: StatePool) -> None:
         self.model = model
         self.pool = pool
-
-    def replace_model(self, model: ZayaForCausalLM) -> None:
-        self.model = model
 
     @torch.inference_mode()
     def step(self, batch: StepBatch) -> StepResult:

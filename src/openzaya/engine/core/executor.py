@@ -20,7 +20,6 @@ from openzaya.engine.core.products import Core, Grouping, PackedMatrix
 from openzaya.engine.executor import StepBatch, StepResult
 from openzaya.engine.state import PAGE, StatePool
 from openzaya.model.config import ZayaConfig
-from openzaya.model.decoder import ZayaForCausalLM
 
 _EMBEDDING = "model.embed_tokens.weight"
 _HEAD = "lm_head.weight"
@@ -64,10 +63,6 @@ class CompiledExecutor:
         self._head = weights.matrices[_EMBEDDING if config.tie_word_embeddings else _HEAD]
         self._rotary = {kind: _Rotary(config, kind) for kind in set(config.layer_types)}
         self._state_width = config.router_hidden_size
-
-    def replace_model(self, model: ZayaForCausalLM) -> None:
-        """Raises ValueError: float weights must be quantised first."""
-        raise ValueError("the compiled executor runs quantised weights and cannot take a model's; make a new engine")
 
     def step(self, batch: StepBatch) -> StepResult:
         decoding, chunks = len(batch.decode_slots), batch.chunks
