@@ -15,7 +15,7 @@ from openzaya.data.rollouts import (
     draw_slipped,
     read_pool,
     roll_out,
-    without_solved,
+    thinned,
     write_pool,
 )
 from openzaya.mrsa.prompts import bundled_prompts
@@ -120,15 +120,19 @@ def test_a_pool_survives_the_disk_and_draws_by_number(speaker: Speaker, tmp_path
     assert len({tuple(draw) for draw in draws}) > 1
 
 
-def test_of_solved_problems_only_the_share_asked_for_stays() -> None:
+def test_of_solved_and_of_hopeless_problems_only_the_shares_asked_for_stay() -> None:
     solved = [PoolEntry(index, 0, ("a", "b"), (True, True)) for index in range(400)]
-    others = [PoolEntry(1000, 0, ("a", "b"), (True, False)), PoolEntry(1001, 1, ("a", "b"), (False, False))]
-    assert without_solved(solved + others, 0.0, 1) == others
-    assert without_solved(solved + others, 1.0, 1) == solved + others
-    kept = without_solved(solved + others, 0.25, 1)
+    unsolved = [PoolEntry(index, 1, ("a", "b"), (False, False)) for index in range(400)]
+    others = [PoolEntry(1000, 0, ("a", "b"), (True, False)), PoolEntry(1001, 1, ("a", "b"), (False, True))]
+    everything = solved + others + unsolved
+    assert thinned(everything, solved=0.0, unsolved=0.0, seed=1) == others
+    assert thinned(everything, solved=1.0, unsolved=1.0, seed=1) == everything
+    assert thinned(everything, solved=1.0, unsolved=0.0, seed=1) == solved + others
+    kept = thinned(everything, solved=0.0, unsolved=0.25, seed=1)
+    assert kept[:2] == others
     assert 70 < len(kept) - 2 < 130
-    assert kept == without_solved(solved + others, 0.25, 1)
-    assert without_solved(solved, 0.0, 1) == solved  # rather than an empty pool
+    assert kept == thinned(everything, solved=0.0, unsolved=0.25, seed=1)
+    assert thinned(solved, solved=0.0, unsolved=0.0, seed=1) == solved  # rather than an empty pool
 
 
 def test_slipped_tails_are_ends_of_worked_solutions_with_slips_up_to_the_rate(speaker: Speaker) -> None:

@@ -237,6 +237,18 @@ def test_aggregation_of_slips_needs_no_rollouts(finished: tuple[Path, list[StepR
     assert aggregations[0].input_ids.tolist() != others[0].input_ids.tolist()
 
 
+def test_a_phase_with_a_mixture_of_its_own_draws_from_that(
+    finished: tuple[Path, list[StepReport | str]], tmp_path: Path
+) -> None:
+    folder, _reports = finished
+    text = RECIPE.replace('name = "plain"', 'name = "plain"\nmixture = { sorting = { difficulty = [1, 1] } }', 1)
+    config = config_of(text, tmp_path)
+    phase = PhaseRun(Run(config, RECIPE, folder), config.phases[0])
+    read = phase.run_.speaker.tokenizer.decode(phase.source.batches(0, [])[0].input_ids.flatten().tolist())
+    assert read.count("min(") > 5
+    assert "Compute" not in read
+
+
 def test_problems_that_plain_rows_would_leave_out_are_refused(
     finished: tuple[Path, list[StepReport | str]], tmp_path: Path
 ) -> None:
@@ -266,6 +278,7 @@ def test_a_torn_state_is_refused_with_the_remedy(finished: tuple[Path, list[Step
         (("sums_list", "sum_list"), "'sum_list' does not exist"),
         (("tokens = 6000", "tokens = 0"), "phases.0.tokens"),
         (("[mixture]", "[mixture"), "not valid TOML"),
+        (('start = "plain"', 'start = "plain"\nmixture = {}'), "phases.1: the mixture is empty"),
         (('name = "aggregation"', 'name = "plain"'), "name 'plain' is taken"),
         (("refreshes = 2", "refreshes = 0"), "wants rollouts and refreshes is 0"),
         (("refreshes = 2", "slipped = 1.0"), "uses no rollouts and refreshes is 4"),

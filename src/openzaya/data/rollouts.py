@@ -113,13 +113,15 @@ def roll_out(
     return entries + second
 
 
-def without_solved(entries: Sequence[PoolEntry], kept: float, seed: int) -> list[PoolEntry]:
-    """The entries less most of those whose candidates were all right, of which a share `kept` stays.
+def thinned(entries: Sequence[PoolEntry], *, solved: float, unsolved: float, seed: int) -> list[PoolEntry]:
+    """The entries less most of those whose candidates were all right, and of those whose candidates were all wrong.
 
-    A model that solves a problem alone learns from it that tails need no reading.
+    Shares `solved` and `unsolved` of them stay. A model that solves a problem alone learns from it that tails need no
+    reading, and one whose tails are all wrong that they cannot be trusted.
     """
-    random = Random(f"solved/{seed}")
-    return [entry for entry in entries if not all(entry.correct) or random.random() < kept] or list(entries)
+    random = Random(f"thinned/{seed}")
+    shares = [solved if all(entry.correct) else 1.0 if any(entry.correct) else unsolved for entry in entries]
+    return [entry for entry, share in zip(entries, shares) if random.random() < share] or list(entries)
 
 
 def draw_aggregation(

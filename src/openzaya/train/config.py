@@ -83,6 +83,8 @@ class AggregationRecipe(_Section):
     """Rollouts of each problem in round 0."""
     solved: Fraction = 1.0
     """Share that stays of the problems on which every candidate was right: tails add nothing to what is known."""
+    unsolved: Fraction = 1.0
+    """Share that stays of the problems on which every candidate was wrong: their tails teach distrust."""
     second_round: Fraction = 0.35
     """Share of the problems that also give tails of round 1, that is of aggregations."""
 
@@ -121,7 +123,15 @@ class PhaseRecipe(_Section):
     floor: Fraction = 0.05
     peak: Fraction = 1.0
     """Rates of this phase as a share of the optimizer's."""
+    mixture: dict[str, FamilyShare] | None = None
+    """Its own mixture, in place of the recipe's."""
     aggregation: AggregationRecipe | None = None
+
+    @model_validator(mode="after")
+    def _of_known_families(self) -> PhaseRecipe:
+        if self.mixture is not None:
+            check_mixture(self.mixture)
+        return self
 
 
 class TrainConfig(_Section):

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from openzaya.chat import ChatTemplate, Tokenizer, render_reply, train_tokenizer
 from openzaya.data.mixture import draw_problem
 from openzaya.data.packing import Batch
-from openzaya.data.rollouts import PoolEntry, Speaker, read_pool, roll_out, without_solved, write_pool
+from openzaya.data.rollouts import PoolEntry, Speaker, read_pool, roll_out, thinned, write_pool
 from openzaya.engine.engine import Engine
 from openzaya.locks import alone
 from openzaya.model.checkpoint import save_model
@@ -206,8 +206,9 @@ class PhaseRun:
 
     def __init__(self, run: Run, phase: PhaseRecipe) -> None:
         self.run_, self.phase = run, phase
-        check_rows(run.config.mixture, run.speaker, phase.row)
-        self.source = BatchSource(run.config.mixture, run.speaker, phase, run.config.seed)
+        self.mixture = run.config.mixture if phase.mixture is None else phase.mixture
+        check_rows(self.mixture, run.speaker, phase.row)
+        self.source = BatchSource(self.mixture, run.speaker, phase, run.config.seed)
         self.learner = Learner.create(run.config, run.model_config)
         self.step = self.refreshes = 0
         self.pool: list[PoolEntry] = []
@@ -290,7 +291,7 @@ class PhaseRun:
 
                 pool = roll_out(
                     sample,
-                    self.run_.config.mixture,
+                    self.mixture,
                     self.run_.speaker,
                     range(first, first + recipe.problems),
                     rollouts=recipe.rollouts,
@@ -301,7 +302,8 @@ class PhaseRun:
                     seed=self.run_.config.seed,
                     report=lambda line: self._report(f"{self.phase.name}: {line}"),
                 )
-            kept = without_solved(pool, recipe.solved, self.run_.config.seed + self.refreshes)
+            seed = self.run_.config.seed + self.refreshes
+            kept = thinned(pool, solved=recipe.solved, unsolved=recipe.unsolved, seed=seed)
             self._report(f"{self.phase.name}: {len(kept)} of {len(pool)} sets of tails are kept")
             write_pool(path, kept)
         self.pool = read_pool(path)
