@@ -217,6 +217,13 @@ def test_a_gpu_without_triton_is_refused_with_the_remedy(monkeypatch):
         require_kernel(torch.device("cuda"))
 
 
+def test_a_model_is_not_begun_on_a_gpu_without_triton(folder_of, monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.setattr("openzaya.model.checkpoint._usable", torch.device)
+    with pytest.raises(ValueError, match="pip install triton"):
+        load_model(folder_of(533, W8), device="cuda", packed=True)
+
+
 def test_what_a_packed_weight_cannot_do_is_refused(folder_of):
     weight = load_model(folder_of(532, W8), packed=True).model.embed_tokens.weight
     with pytest.raises(TypeError):
