@@ -177,3 +177,51 @@ def test_what_the_core_cannot_run_is_refused(case):
             CompiledExecutor(weights, pool, core)
         with pytest.raises(ValueError, match="cannot take a model's"):
             CompiledExecutor(weights, pool_of(model.config), core).replace_model(model)
+
+
+def without(mapping, name):
+    return {key: value for key, value in mapping.items() if key != name}
+
+
+def test_weights_that_are_not_what_their_configuration_says_are_refused(case):
+    _, weights = case
+    config, matrices, plain = weights.config, weights.matrices, weights.plain
+    norm, head = "model.norm.weight", "model.embed_tokens.weight"
+    wider, narrower = config.with_(num_experts=5), config.with_(moe_intermediate_size=32)
+    with Core(threads=1) as core:
+        for wrong, message in (
+            (QuantisedWeights(config, matrices, without(plain, norm)), f"no tensor {norm}"),
+            (QuantisedWeights(config, matrices, {**plain, norm: plain[norm][1:]}), rf"{norm} has shape \(63,\)"),
+            (QuantisedWeights(config, without(matrices, head), plain), f"no matrix {head}"),
+            (QuantisedWeights(wider, matrices, plain), "gate_up_proj is 4 x 128 x 64; .* 5 x 128 x 64"),
+            (QuantisedWeights(narrower, matrices, plain), "gate_up_proj is 4 x 128 x 64; .* 4 x 64 x 64"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                CompiledExecutor(wrong, pool_of(config), core)
+
+
+def test_a_step_that_would_read_or_write_elsewhere_is_refused_and_changes_nothing(case):
+    model, weights = case
+    with Core(threads=1) as core:
+        executor = CompiledExecutor(weights, pool_of(model.config), core)
+        slot = opened(executor, 32)
+        for ids, message in (
+            ([5, 300], "tokens are 5 to 300; the vocabulary has 0 to 299"),
+            ([-1], "tokens are -1 to -1"),
+            ([], "a chunk of 0"),
+            ([1] * 33, "no pages for its next tokens"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                executor.step(StepBatch(chunks=[PromptChunk(slot, ids, True)]))
+        assert executor.pool.lengths[slot] == 0
+
+
+def test_a_step_is_one_call_of_the_core(case, monkeypatch):
+    model, weights = case
+    with Core(threads=1) as core:
+        executor = CompiledExecutor(weights, pool_of(model.config), core)
+        slot, calls, call = opened(executor, 40), [], core.call
+        monkeypatch.setattr(core, "call", lambda name, *arguments: (calls.append(name), call(name, *arguments)))
+        prefill(executor, slot, prompt(30))
+        executor.step(StepBatch(np.array([slot]), np.array([3])))
+    assert calls == ["oz_run_step"] * 2

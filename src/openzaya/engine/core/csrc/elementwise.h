@@ -22,6 +22,13 @@ OZ_INLINE float float_of(uint32_t bits) {
     return value;
 }
 
+OZ_INLINE float from_half(uint16_t half) {
+    const uint32_t sign = (half & 0x8000u) << 16, rest = (half & 0x7fffu) << 13;
+    if (rest >= 0x7c00u << 13) return float_of(sign | rest | 0x7f800000u);
+    // The exponent's bias differs by 112; the product is exact, and makes normal numbers of subnormal halves.
+    return float_of(sign | bits_of(float_of(rest) * 0x1p112f));
+}
+
 // Added to a number below 2^22 it rounds that to the nearest integer, ties to even, which then is in the low bits.
 constexpr float kRounder = 12582912.0f;
 constexpr uint32_t kRounderBits = 0x4b400000u;
