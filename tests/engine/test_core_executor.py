@@ -84,8 +84,11 @@ def case(request):
     return model, quantised(model, bits)
 
 
-def pool_of(config, slots=8):
-    return StatePool(config, memory=1 << 23, slots=slots)
+KEPT = pytest.mark.parametrize("kv", [torch.float32, torch.float16, torch.int8], ids=str)
+
+
+def pool_of(config, slots=8, kv=None):
+    return StatePool(config, memory=1 << 23, slots=slots, kv=kv)
 
 
 def opened(executor, length):
@@ -124,13 +127,14 @@ def test_products_are_within_the_bound_of_rounding(case):
     assert error_TN.max() > 0.01 * bound_TN.max()
 
 
-def test_a_sequence_has_the_same_bits_whole_in_chunks_token_by_token_forked_and_among_others(case):
+@KEPT
+def test_a_sequence_has_the_same_bits_whole_in_chunks_token_by_token_forked_and_among_others(case, kv):
     model, weights = case
     ids = prompt(90)
     with Core(threads=1, variant="portable") as one, Core(threads=3) as three:
-        alone = CompiledExecutor(weights, pool_of(model.config), one)
+        alone = CompiledExecutor(weights, pool_of(model.config, kv=kv), one)
         whole = prefill(alone, opened(alone, 90), ids)
-        busy = CompiledExecutor(weights, pool_of(model.config), three)
+        busy = CompiledExecutor(weights, pool_of(model.config, kv=kv), three)
         slot, other = opened(busy, 90), opened(busy, 90)
         for first, last in ((0, 1), (1, 34), (34, 64), (64, 70)):
             chunks = [PromptChunk(other, prompt(7, first), False), PromptChunk(slot, ids[first:last], False)]
@@ -144,6 +148,21 @@ def test_a_sequence_has_the_same_bits_whole_in_chunks_token_by_token_forked_and_
             result = busy.step(StepBatch(slots, tokens, chunks))
         np.testing.assert_array_equal(result.decode_logits[0].numpy(), whole.numpy())
         np.testing.assert_array_equal(result.decode_logits[2].numpy(), whole.numpy())
+
+
+def test_smaller_keys_and_values_leave_more_room_and_nearly_the_same_logits(case):
+    model, weights = case
+    ids, pages, logits = prompt(100), [], []
+    with Core(threads=2) as core:
+        for kv in (None, torch.float16, torch.int8):
+            pool = pool_of(model.config, kv=kv)
+            pages.append(pool.page_bytes)
+            executor = CompiledExecutor(weights, pool, core)
+            logits.append(prefill(executor, opened(executor, 100), ids))
+    assert pages == [pages[0], pages[0] // 2, pages[0] * 20 // 64]  # 16 channels of 4, 2 and 1 bytes, and a scale
+    spread = logits[0].std()
+    for other, share in zip(logits[1:], (0.05, 0.2)):
+        assert 0 < (other - logits[0]).pow(2).mean().sqrt() < share * spread
 
 
 def test_the_scheduler_speaks_the_same_tokens_whatever_the_batch_the_chunks_and_the_memory(case):

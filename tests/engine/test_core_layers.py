@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+import core_reference as reference
 from engine_models import SHAPES, small_model
 from openzaya.engine.core import plan
 from openzaya.engine.core.batch import Batch
@@ -39,8 +42,8 @@ def bits(array):
 class OneLayer:
     """Attention of one layer on a pool of its own, fed with the model's float projections of some inputs."""
 
-    def __init__(self, core, model, inputs=(), layer=0, memory=1 << 22):
-        self.core, self.config, self.pool = core, model.config, StatePool(model.config, memory=memory, slots=6)
+    def __init__(self, core, model, inputs=(), layer=0, memory=1 << 22, kv=None):
+        self.core, self.config, self.pool = core, model.config, StatePool(model.config, memory=memory, slots=6, kv=kv)
         self.tensors, self.rotary = tensors_of(model), Rotary(model.config, model.config.layer_types[layer])
         self.attention = plan.attention(self.tensors, layer, self.pool)
         self.rotary.reach(LENGTH)
@@ -87,15 +90,17 @@ def expected_attention(model, x_SD, layer=0):
     return model.model.layers[layer].self_attn(x_SD[None], placement, None)[0].numpy()
 
 
-def test_attention_agrees_with_the_model_and_with_itself_in_any_chunks_batch_and_variant(cores, model):
+@pytest.mark.parametrize("kv", [torch.float32, torch.float16, torch.int8], ids=str)
+def test_attention_agrees_with_the_model_and_with_itself_in_any_chunks_batch_and_variant(cores, model, kv):
     generator = torch.Generator().manual_seed(3)
     inputs = [torch.randn(LENGTH, model.config.hidden_size, generator=generator) for _ in range(2)]
     o_proj = model.model.layers[0].self_attn.o_proj.weight.detach().numpy()
     whole_outputs = []
     for core in cores:
-        layer = OneLayer(core, model, inputs)
+        layer = OneLayer(core, model, inputs, kv=kv)
         (whole,) = layer.run([layer.open()], [0], [LENGTH])
-        np.testing.assert_allclose(whole @ o_proj.T, expected_attention(model, inputs[0]), rtol=2e-4, atol=2e-5)
+        if kv == torch.float32:
+            np.testing.assert_allclose(whole @ o_proj.T, expected_attention(model, inputs[0]), rtol=2e-4, atol=2e-5)
         whole_outputs.append(whole)
         # In pieces, beside another sequence in other pieces, whose pages come first, and forked between them.
         second, first = layer.open(), layer.open()
@@ -111,6 +116,62 @@ def test_attention_agrees_with_the_model_and_with_itself_in_any_chunks_batch_and
         np.testing.assert_array_equal(bits(np.concatenate([*pieces[:4], *forked])), bits(whole))
     for whole in whole_outputs[1:]:
         np.testing.assert_array_equal(bits(whole), bits(whole_outputs[0]))
+
+
+@settings(max_examples=20)
+@given(data=st.data())
+def test_smaller_keys_and_values_change_attention_by_no_more_than_their_rounding(cores, data):
+    key_heads, group = data.draw(st.integers(1, 3), label="key heads"), data.draw(st.integers(1, 4), label="group")
+    config = SHAPES["plain"].with_(
+        num_key_value_heads=key_heads, num_attention_heads=key_heads * group,
+        head_dim=data.draw(st.sampled_from([4, 8, 20, 32, 40]), label="head_dim"),
+    )  # fmt: skip
+    seed, core = data.draw(st.integers(0, 1 << 20), label="seed"), data.draw(st.sampled_from(cores), label="core")
+    model = small_model(config, seed=seed)
+    x_SD = torch.randn(LENGTH, config.hidden_size, generator=torch.Generator().manual_seed(seed))
+    exact = OneLayer(core, model, [x_SD])
+    (exactly,) = exact.run([exact.open()], [0], [LENGTH])
+    key, value = (float(part[0].abs().max()) for part in (exact.pool.keys, exact.pool.values))
+    # Queries have length sqrt(C), scores are divided by it; a key has at most sqrt(C) of its largest number.
+    for kv, step in ((torch.float16, 2.0**-11), (torch.int8, 0.5 / 127)):
+        rounded = OneLayer(core, model, [x_SD], kv=kv)
+        (output,) = rounded.run([rounded.open()], [0], [LENGTH])
+        score_error = 1.01 * step * key * np.sqrt(config.head_dim)
+        bound = (np.expm1(2 * score_error) + step) * value + 1e-5
+        assert 0 < np.abs(output - exactly).max() < bound
+
+
+@pytest.mark.parametrize("name", ["to_half", "int8"])
+def test_kept_vectors_are_the_nearest_ones(cores, name):
+    """Of values, which go to their pages as they are projected."""
+    config = SHAPES["plain"]
+    kv = torch.float16 if name == "to_half" else torch.int8
+    large, small = [65504, 65519, 1e9, -1e9, np.inf, np.nan], [0, -0.0, 6e-8, 2.9e-8, 3.1e-8, 6.1e-5]
+    extremes = [*large, *small, 1 + 2**-11, 1 + 3 * 2**-11]
+    random = np.random.default_rng(2)
+    numbers = np.concatenate([extremes, random.standard_normal(600) * 10.0 ** random.integers(-9, 6, 600)])
+    for core in cores:
+        layer = OneLayer(core, small_model(config), kv=kv)
+        width = config.query_size + 2 * config.key_value_size
+        projected = random.standard_normal((LENGTH, width)).astype(np.float32)
+        projected[:, -16:-8] = numbers[: LENGTH * 8].reshape(LENGTH, 8)
+        layer.projected = [projected]
+        slot = layer.open()
+        layer.run([slot], [0], [LENGTH])
+        first_head = layer.pool.values[0, layer.pool.tables[slot, :3], 0].flatten(0, 1)
+        own_TC, stored = projected[:, -16:-8], first_head[:LENGTH].numpy()
+        if kv == torch.float16:
+            finite = np.clip(own_TC, -65504, 65504)
+            expected = np.where(np.isfinite(own_TC), finite, own_TC).astype(np.float16)
+            np.testing.assert_array_equal(stored, expected)
+        else:
+            spoilt_T = ~np.isfinite(own_TC).all(axis=1)
+            scales_T = np.ascontiguousarray(stored[:, 8:]).view(np.float32)[:, 0]
+            codes_TC, expected_T = reference.quantised(own_TC[~spoilt_T])
+            np.testing.assert_array_equal(scales_T[~spoilt_T], expected_T)
+            np.testing.assert_array_equal(stored[~spoilt_T, :8], codes_TC)
+            assert spoilt_T.any()
+            assert np.isnan(scales_T[spoilt_T]).all()
 
 
 @pytest.mark.parametrize("window", [None, 1500])

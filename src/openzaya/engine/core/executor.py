@@ -13,7 +13,7 @@ import torch
 
 from openzaya.engine.core import library
 from openzaya.engine.core.batch import Batch
-from openzaya.engine.core.plan import Plan, QuantisedWeights
+from openzaya.engine.core.plan import KEPT, Plan, QuantisedWeights
 from openzaya.engine.core.products import MOST_TOKENS, Core, address
 from openzaya.engine.executor import StepBatch, StepResult
 from openzaya.engine.state import PAGE, StatePool
@@ -28,12 +28,13 @@ class CompiledExecutor:
     """Steps in the compiled core, one call each; weights stay where they are, in memory or in a mapped file."""
 
     def __init__(self, weights: QuantisedWeights, pool: StatePool, core: Core) -> None:
-        """Raises ValueError for a pool that is not of float32 on the CPU, for a shape that the core cannot run, and
-        for weights that do not have the shape of their configuration."""
-        if pool.keys.dtype != torch.float32 or pool.columns.dtype != torch.float32 or pool.device.type != "cpu":
+        """Keys and values may be kept in float32, float16 or int8, as the pool has it. Raises ValueError for a pool
+        of another kind or not on the CPU, for a shape that the core cannot run, and for weights that do not have the
+        shape of their configuration."""
+        if pool.keys.dtype not in KEPT or pool.columns.dtype != torch.float32 or pool.device.type != "cpu":
             raise ValueError(
                 f"the pool keeps {pool.keys.dtype} and {pool.columns.dtype} on {pool.device}; the compiled core needs "
-                "float32 on the CPU"
+                "float32 on the CPU, and keys and values in float32, float16 or int8"
             )
         self.pool, self._core = pool, core
         self._plan = Plan(weights, pool)

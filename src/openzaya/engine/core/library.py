@@ -73,7 +73,7 @@ class Attention(ctypes.Structure):
     """`oz_attention`."""
 
     _fields_ = (
-        *_integers("query_heads", "key_heads", "channels", "taps0", "taps1", "rotary", "page_tokens"),
+        *_integers("query_heads", "key_heads", "channels", "taps0", "taps1", "rotary", "page_tokens", "kept"),
         *_sizes("window"),
         *_pointers(
             "cosine", "sine", "depthwise", "depthwise_bias", "grouped", "grouped_bias", "temperature", "keys",

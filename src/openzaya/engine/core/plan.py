@@ -20,6 +20,8 @@ from openzaya.model.config import ZayaConfig
 _EMBEDDING = "model.embed_tokens.weight"
 _HEAD = "lm_head.weight"
 _LANES = 16
+KEPT = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
+"""The types that keys and values may be kept in, and what the core calls them."""
 _ROTARY_BLOCK = 4096
 _MOST_CHANNELS, _MOST_TAPS, _MOST_GROUP, _MOST_ROUTER, _MOST_CLASSES, _MOST_PAGE = 256, 4, 16, 1024, 256, 64
 
@@ -174,7 +176,7 @@ def attention(tensors: Tensors, layer: int, pool: StatePool) -> library.Attentio
     kind = config.layer_types[layer]
     return library.Attention(
         config.num_attention_heads, config.num_key_value_heads, channels, taps0, taps1, config.rotary_dim(kind), PAGE,
-        config.window(layer) or 0,
+        KEPT[pool.keys.dtype], config.window(layer) or 0,
         depthwise=tensors.kept(np.ascontiguousarray(depthwise[:, 0].T)),
         depthwise_bias=tensors.address(f"{name}qkv_proj.conv_qk_depthwise.bias", heads * channels),
         grouped=tensors.kept(np.ascontiguousarray(np.pad(grouped, [(0, 0)] * 3 + [padding]))),

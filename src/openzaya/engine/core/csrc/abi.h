@@ -75,9 +75,15 @@ struct oz_residual {
     const float *output_bias, *output_scale, *residual_bias, *residual_scale, *norm;
 };
 
+// How keys and values are kept, a vector of `channels` after the other: as float32, as float16, or as int8 codes and
+// then their float32 scale.
+#define OZ_FLOAT32 0
+#define OZ_FLOAT16 1
+#define OZ_INT8 2
+
 // Compressed convolutional attention of one layer: its shape, weights and state.
 struct oz_attention {
-    int32_t query_heads, key_heads, channels, taps0, taps1, rotary, page_tokens;
+    int32_t query_heads, key_heads, channels, taps0, taps1, rotary, page_tokens, kept;
     int64_t window;                 // how many tokens one sees, itself included; 0 for all
     const float *cosine, *sine;     // (positions, rotary), up to the furthest token of a step
     const float *depthwise;         // (taps0, (query_heads + key_heads) * channels)
@@ -85,7 +91,7 @@ struct oz_attention {
     const float *grouped;           // (heads, taps1, channels in, channels out, padded to a multiple of 16)
     const float *grouped_bias;      // (heads, channels out, padded)
     const float *temperature;       // (key_heads)
-    float *keys, *values;           // (pages, key_heads, page_tokens, channels)
+    void *keys, *values;            // (pages, key_heads, page_tokens) vectors
     float *columns;                 // (slots, taps0 + taps1 - 2, heads * channels)
     float *delayed;                 // (slots, key_heads * channels / 2)
 };

@@ -27,6 +27,7 @@ struct LayerKernels {
 
 constexpr int kConvolvedTokens = 4;
 constexpr int kMostChannels = 256, kMostTaps = 4, kMostGroup = 16, kMostRouter = 1024, kMostClasses = 256;
+constexpr int kMostPage = 64;
 
 // The same for all tokens of a batch, shared among the threads: the functions of abi.h but for `quantised`, which gets
 // the result as int8 for the product that follows, where it is not null.

@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "kept.h"
 #include "lanes.h"
 #include "layer.h"
 
@@ -108,12 +109,12 @@ OZ_INLINE void norm_and_rotate(const oz_attention &a, int64_t position, float te
     }
 }
 
-// Where the key of a token lies from the start of `keys`, its value from that of `values`.
+// Which vector of `keys` is the key of a token, and which of `values` its value.
 OZ_INLINE int64_t place_of(const oz_attention &a, const oz_batch &b, int key, int64_t token) {
     const int64_t position = b.positions[token];
     const int64_t slot = b.slots[b.sequence_of[token]];
     const int64_t page = b.tables[slot * b.pages_a_slot + position / a.page_tokens];
-    return ((page * a.key_heads + key) * a.page_tokens + position % a.page_tokens) * a.channels;
+    return (page * a.key_heads + key) * a.page_tokens + position % a.page_tokens;
 }
 
 // Half of all value channels are the token's own, half those of the token before; heads divide them in this order.
@@ -123,11 +124,12 @@ OZ_INLINE void store_value(const oz_attention &a, const oz_batch &b, const float
     const float *own = projected + token * projected_width(a) + width;
     const float *before = token > b.firsts[sequence] ? own - projected_width(a) + half
                                                      : a.delayed + b.slots[sequence] * half;
-    float *value = a.values + place_of(a, b, key, token);
+    float value[kMostChannels];
     for (int64_t c = 0; c < a.channels; ++c) {
         const int64_t channel = key * a.channels + c;
         value[c] = channel < half ? own[channel] : before[channel - half];
     }
+    keep(a, value, a.values, place_of(a, b, key, token));
 }
 
 OZ_TARGET void convolve(const oz_attention &a, const oz_batch &b, const float *projected, int head, int64_t first,
@@ -144,10 +146,13 @@ OZ_TARGET void convolve(const oz_attention &a, const oz_batch &b, const float *p
         const int key = head - a.query_heads;
         add_mean(a, projected + token * projected_width(a), head, out[t]);
         norm_and_rotate(a, b.positions[token], query ? 1.0f : a.temperature[key], out[t]);
-        float *target = query ? queries + (token * a.query_heads + head) * a.channels
-                              : a.keys + place_of(a, b, key, token);
-        std::memcpy(target, out[t], sizeof(float) * static_cast<size_t>(a.channels));
-        if (!query) store_value(a, b, projected, key, token);
+        if (query) {
+            float *to = queries + (token * a.query_heads + head) * a.channels;
+            std::memcpy(to, out[t], sizeof(float) * static_cast<size_t>(a.channels));
+        } else {
+            keep(a, out[t], a.keys, place_of(a, b, key, token));
+            store_value(a, b, projected, key, token);
+        }
     }
 }
 
@@ -157,7 +162,7 @@ OZ_TARGET void convolve(const oz_attention &a, const oz_batch &b, const float *p
 OZ_INLINE void attend_head(const oz_attention &a, const float *query, const float *keys, const float *values, int low,
                            int high, float *running) {
     const int64_t channels = a.channels;
-    float weights[64];
+    float weights[kMostPage];
     const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(channels));
     int place = low;
     for (; place + 4 <= high; place += 4) dots<4>(query, keys + place * channels, channels, channels, weights + place);
@@ -193,12 +198,15 @@ OZ_TARGET void attend(const oz_attention &a, const oz_batch &b, const float *que
     if (first >= last) return;
     const int64_t slot = b.slots[b.sequence_of[token]];
     const int64_t held = b.tables[slot * b.pages_a_slot + page];
-    const int64_t at = (held * a.key_heads + head) * a.page_tokens * a.channels;
+    const int64_t at = (held * a.key_heads + head) * a.page_tokens;
+    float key_room[kMostPage * kMostChannels], value_room[kMostPage * kMostChannels];
+    const int low = static_cast<int>(first), high = static_cast<int>(last);
+    const float *keys = widened(a, a.keys, at, low, high, key_room);
+    const float *values = widened(a, a.values, at, low, high, value_room);
     const int group = a.query_heads / a.key_heads;
     for (int g = 0; g < group; ++g) {
         const float *query = queries + ((token * a.key_heads + head) * group + g) * a.channels;
-        attend_head(a, query, a.keys + at, a.values + at, static_cast<int>(first), static_cast<int>(last),
-                    running + g * (a.channels + 2));
+        attend_head(a, query, keys, values, low, high, running + g * (a.channels + 2));
     }
 }
 
