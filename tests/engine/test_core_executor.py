@@ -12,6 +12,7 @@ from openzaya.engine.core.executor import CompiledExecutor, QuantisedWeights
 from openzaya.engine.core.products import Core, CoreUnavailable, supported_variants
 from openzaya.engine.executor import PromptChunk, StepBatch, TorchExecutor
 from openzaya.engine.params import SamplingParams
+from openzaya.engine.sampling import sample
 from openzaya.engine.scheduler import Scheduler, slots_for
 from openzaya.engine.state import StatePool
 
@@ -163,6 +164,17 @@ def test_smaller_keys_and_values_leave_more_room_and_nearly_the_same_logits(case
     spread = logits[0].std()
     for other, share in zip(logits[1:], (0.05, 0.2)):
         assert 0 < (other - logits[0]).pow(2).mean().sqrt() < share * spread
+
+
+def test_the_executor_draws_the_tokens_of_sampling_from_the_scores_of_a_step(case):
+    model, weights = case
+    seeds, places, params = np.arange(8, dtype=np.uint64), np.arange(8), [SamplingParams(top_p=0.9)] * 8
+    with Core(threads=2) as core:
+        executor = CompiledExecutor(weights, pool_of(model.config), core)
+        slots = np.array([opened(executor, 40) for _ in range(8)])
+        logits = executor.step(StepBatch(slots, np.arange(8) + 5)).decode_logits
+        drawn = executor.sample(logits, params, seeds, places)
+    np.testing.assert_array_equal(drawn, sample(logits, params, seeds, places))
 
 
 def test_the_scheduler_speaks_the_same_tokens_whatever_the_batch_the_chunks_and_the_memory(case):

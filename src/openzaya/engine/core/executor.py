@@ -8,14 +8,18 @@ T tokens, V vocabulary, Q sequences, S tokens whose scores are wanted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
+from torch import Tensor
 
-from openzaya.engine.core import library
+from openzaya.engine.core import draw, library
 from openzaya.engine.core.batch import Batch
 from openzaya.engine.core.plan import KEPT, Plan, QuantisedWeights
 from openzaya.engine.core.products import MOST_TOKENS, Core, address
 from openzaya.engine.executor import StepBatch, StepResult
+from openzaya.engine.params import SamplingParams
 from openzaya.engine.state import PAGE, StatePool
 from openzaya.model.decoder import ZayaForCausalLM
 
@@ -61,6 +65,12 @@ class CompiledExecutor:
         ending = iter(logits_SV[decoding:])
         chunk_logits = [torch.from_numpy(next(ending)) if chunk.wants_logits else None for chunk in chunks]
         return StepResult(torch.from_numpy(logits_SV[:decoding]) if decoding else None, chunk_logits)
+
+    def sample(
+        self, logits_BV: Tensor, params_B: Sequence[SamplingParams], seeds_B: np.ndarray, places_B: np.ndarray
+    ) -> np.ndarray:
+        """The tokens of `engine.sampling.sample` for the same arguments, drawn in the core."""
+        return draw.sample(self._core, logits_BV, params_B, seeds_B, places_B)
 
     def _check(self, slots_Q: np.ndarray, counts_Q: np.ndarray, ids_T: np.ndarray) -> None:
         """What C would follow into memory that is not the model's."""

@@ -197,6 +197,7 @@ def _declare(library: ctypes.CDLL) -> None:
         "oz_product_swiglu": product,
         "oz_step_bytes": (size, model, size, size, size),
         "oz_run_step": (None, core, model, ctypes.POINTER(Step)),
+        "oz_draw_tokens": (None, core, pointer, size, size, pointer, pointer),
         "oz_merge_norm": (
             None, core, ctypes.POINTER(Residual), size, size, ctypes.c_float, pointer, pointer, pointer, pointer,
         ),

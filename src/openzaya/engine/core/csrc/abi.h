@@ -148,6 +148,20 @@ OZ_API int64_t oz_step_bytes(const oz_model *model, int64_t tokens, int64_t page
 // Runs the tokens through the model: keys, values and state move on in the memory that `model` names.
 OZ_API void oz_run_step(oz_core *core, const oz_model *model, const oz_step *step);
 
+// ---- tokens ----
+
+// How the next token of a row is drawn, in the words of openzaya.engine.sampling. `top_k` 0 is all of the vocabulary,
+// `temperature` 0 the likeliest token, and a negative one draws none.
+struct oz_draw {
+    double chance, top_p, min_p;
+    int64_t top_k;
+    float temperature;
+};
+
+// The token of each row of `logits` (rows, vocabulary), or -1 where rounding could decide, or a score is not a number.
+OZ_API void oz_draw_tokens(oz_core *core, const float *logits, int64_t rows, int64_t vocabulary, const oz_draw *draws,
+                           int64_t *tokens);
+
 // ---- the parts of a step beside its products, for comparing each with the model's own ----
 
 // Without `output` the residual stays and is only normed; without `weights` each is 1.
