@@ -77,13 +77,12 @@ class ServedContainer:
     def __init__(self, folder: str | Path, threads: int | None) -> None:
         """`threads` of the core, None measures how many pay. Raises CoreUnavailable where there is no core, and
         ValueError for a folder that is damaged or of a shape that the core cannot run."""
-        from openzaya.engine.core.layers import refusal
         from openzaya.engine.core.opening import weights_of
+        from openzaya.engine.core.plan import refusal
         from openzaya.engine.core.products import Core
-        from openzaya.engine.state import PAGE
 
         container = Container(folder)
-        if message := refusal(container.config, PAGE):
+        if message := refusal(container.config):
             raise ValueError(message)
         self._core = Core(threads=threads)
         self._weights = weights_of(container)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from openzaya.engine.core.executor import QuantisedWeights
+from openzaya.engine.core.plan import QuantisedWeights
 from openzaya.engine.core.products import PackedMatrix
 from openzaya.model.quantised.container import Container
 from openzaya.model.quantised.matrices import plain_tensors
