@@ -76,8 +76,22 @@ def test_replies_of_a_quantised_folder_do_not_depend_on_batch_chunk_and_threads(
     assert all_spoken(threads=1, max_batch=1) == all_spoken(threads=2, max_batch=16, prefill_chunk=17)
 
 
+@pytest.mark.usefixtures("_core")
+def test_keys_and_values_in_fewer_bits_hold_more_tokens_and_say_nearly_the_same(folders):
+    held, scores = {}, {}
+    for kv_dtype in ("float32", "float16", "int8"):
+        with Engine(folders / "w80", memory="4MiB", max_batch=4, threads=1, kv_dtype=kv_dtype) as engine:
+            held[kv_dtype] = engine._worker.between_steps(lambda scheduler: scheduler.pool.tokens)
+            (reply,) = engine.generate([prompt(60)], max_tokens=1, logprobs=1, temperature=0.0)[0]
+            scores[kv_dtype] = reply.logprobs[0].logprob
+    assert held["float16"] > 1.9 * held["float32"]
+    assert held["int8"] > 3 * held["float32"]
+    assert scores["float16"] == pytest.approx(scores["float32"], abs=0.02)
+    assert scores["int8"] == pytest.approx(scores["float32"], abs=0.2)
+
+
 def test_torch_is_taken_where_it_is_asked_for_or_a_type_is(folders):
-    for options in ({"executor": "torch"}, {"dtype": "bfloat16"}):
+    for options in ({"executor": "torch"}, {"dtype": "bfloat16"}, {"packed": True}):
         with Engine(folders / "w80", memory="32MiB", **options) as engine:
             assert isinstance(executor_of(engine), TorchExecutor)
             assert len(spoken(engine)) == 24
@@ -105,6 +119,12 @@ def test_what_cannot_be_computed_so_is_refused_with_the_remedy(folders):
         Engine(folders / "w80", executor="compiled", dtype="bfloat16")
     with pytest.raises(ValueError, match="give it a folder"):
         Engine(small_model(SHAPE), executor="compiled")
+    with pytest.raises(ValueError, match="kv_dtype 'int8' needs the compiled core"):
+        Engine(folders / "plain0", kv_dtype="int8")
+    with pytest.raises(ValueError, match="kv_dtype is 'int4'; it must be one of auto, float32, float16, int8"):
+        Engine(folders / "w80", kv_dtype="int4")
+    with pytest.raises(ValueError, match="is not quantised, so there is nothing packed"):
+        Engine(folders / "plain0", packed=True)
     with pytest.raises(ValueError, match="executor is 'fast'; it must be one of auto, compiled, torch"):
         Engine(folders / "plain0", executor="fast")
 

@@ -18,7 +18,7 @@ from openzaya.chat.tokenizer import Tokenizer
 from openzaya.engine.params import SamplingParams
 from openzaya.engine.sampling import derived_seed
 from openzaya.engine.scheduler import Generation, Scheduler, slots_for
-from openzaya.engine.served import ExecutorName, Served, ServedModel, serve_folder
+from openzaya.engine.served import ExecutorName, KVType, Served, ServedModel, serve_folder
 from openzaya.engine.stream import Mailboxes, PieceReader
 from openzaya.engine.text import ReplyText
 from openzaya.engine.worker import EngineError, Listener, Output, Piece, Reply, Worker
@@ -65,13 +65,16 @@ class Engine:
         device: str = "cpu",
         numerics: str = "hf",
         executor: ExecutorName = "auto",
+        kv_dtype: KVType = "auto",
+        packed: bool = False,
     ) -> None:
         """`model` is what `load_model` takes, with `dtype`, `device` and `numerics`; or a model, used as it is.
 
         A folder brings its tokenizer; beside a model give one where text is wanted. `memory` bounds the state of all
         sequences ("4GiB", or bytes); weights are not in it. `executor` "auto" computes with a quantised folder in the
         compiled core, from the mapped file and in float32, where nothing speaks against it, and with everything else in
-        torch; "compiled" and "torch" leave no choice. `threads` are torch's, for the whole process, and the core's;
+        torch; "compiled" and "torch" leave no choice. `kv_dtype` is the type of keys and values in the core: "float32"
+        (also "auto"), "float16" or "int8". With `packed` a quantised folder stays packed in torch too. `threads` are torch's, for the whole process, and the core's;
         None leaves torch's, and measures how many pay in the core. `max_batch` is the most sequences that decode
         together, `prefill_chunk` the prompt tokens computed beside them in a step. `seed` makes requests without a seed
         of their own repeatable. Raises ValueError where the model cannot be read or run so, or `memory` is too small
@@ -80,7 +83,8 @@ class Engine:
         if threads is not None:
             torch.set_num_threads(threads)
         self._loading: dict[str, Any] = {
-            "executor": executor, "threads": threads, "dtype": dtype, "device": device, "numerics": numerics,
+            "executor": executor, "threads": threads, "kv_dtype": kv_dtype, "packed": packed,
+            "dtype": dtype, "device": device, "numerics": numerics,
         }  # fmt: skip
         served = self._serve(model)
         if not isinstance(model, ZayaForCausalLM):

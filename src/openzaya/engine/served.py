@@ -6,6 +6,8 @@ import logging
 from pathlib import Path
 from typing import Literal, Protocol
 
+import torch
+
 from openzaya.engine.executor import Executor, TorchExecutor
 from openzaya.engine.state import StatePool
 from openzaya.model.checkpoint import load_model
@@ -17,6 +19,10 @@ from openzaya.model.storage import Archive
 
 ExecutorName = Literal["auto", "compiled", "torch"]
 EXECUTORS: tuple[ExecutorName, ...] = ("auto", "compiled", "torch")
+KVType = Literal["auto", "float32", "float16", "int8"]
+KV_DTYPES: dict[str, torch.dtype | None] = {
+    "auto": None, "float32": torch.float32, "float16": torch.float16, "int8": torch.int8,
+}  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +80,7 @@ class ServedModel:
 class ServedContainer:
     """A folder of quantised weights, computed with in the compiled core, straight from the mapped file."""
 
-    def __init__(self, folder: str | Path, threads: int | None) -> None:
+    def __init__(self, folder: str | Path, threads: int | None, kv_dtype: torch.dtype | None) -> None:
         """`threads` of the core, None measures how many pay. Raises CoreUnavailable where there is no core, and
         ValueError for a folder that is damaged or of a shape that the core cannot run."""
         from openzaya.engine.core.opening import weights_of
@@ -86,10 +92,10 @@ class ServedContainer:
             raise ValueError(message)
         self._core = Core(threads=threads)
         self._weights = weights_of(container)
-        self.config = container.config
+        self.config, self._kv_dtype = container.config, kv_dtype
 
     def pool(self, *, memory: int, slots: int) -> StatePool:
-        return StatePool(self.config, memory=memory, slots=slots)
+        return StatePool(self.config, memory=memory, slots=slots, kv=self._kv_dtype)
 
     def executor(self, pool: StatePool) -> Executor:
         from openzaya.engine.core.executor import CompiledExecutor
@@ -105,6 +111,8 @@ def serve_folder(
     *,
     executor: ExecutorName,
     threads: int | None,
+    kv_dtype: str,
+    packed: bool,
     dtype: str,
     device: str,
     numerics: str,
@@ -117,24 +125,30 @@ def serve_folder(
     """
     if executor not in EXECUTORS:
         raise ValueError(f"executor is {executor!r}; it must be one of {', '.join(EXECUTORS)}")
+    if kv_dtype not in KV_DTYPES:
+        raise ValueError(f"kv_dtype is {kv_dtype!r}; it must be one of {', '.join(KV_DTYPES)}")
     quantised = is_container(Archive(folder).metadata)
-    fits = quantised and device == "cpu" and dtype in ("auto", "float32")
+    fits = quantised and not packed and device == "cpu" and dtype in ("auto", "float32")
     if executor == "compiled" and not fits:
         raise ValueError(
             f"the compiled core runs quantised weights on the CPU in float32; {folder} is "
-            f"{'quantised' if quantised else 'not quantised (openzaya quantize does it)'}, device is {device!r} and "
-            f"dtype {dtype!r}; change them or take the torch executor"
+            f"{'quantised' if quantised else 'not quantised (openzaya quantize does it)'}, device is {device!r}, dtype "
+            f"{dtype!r} and packed {packed}; change them or take the torch executor"
         )
     if executor == "compiled" or (executor == "auto" and fits and dtype == "auto"):
         from openzaya.engine.core.library import CoreUnavailable
 
         try:
-            return ServedContainer(folder, threads)
+            return ServedContainer(folder, threads, KV_DTYPES[kv_dtype])
         except CoreUnavailable as error:
             if executor == "compiled":
                 raise ValueError(str(error)) from error
             _log.warning("%s; going on in torch, which takes more memory and time", error)
-    return ServedModel(load_model(folder, dtype=dtype, device=device, numerics=numerics))
+    if kv_dtype != "auto":
+        raise ValueError(
+            f"kv_dtype {kv_dtype!r} needs the compiled core, and {folder} runs in torch; leave it at 'auto'"
+        )
+    return ServedModel(load_model(folder, dtype=dtype, device=device, numerics=numerics, packed=packed))
 
 
 def _versions(model: ZayaForCausalLM) -> list[int]:
