@@ -74,11 +74,11 @@ class Engine:
         sequences ("4GiB", or bytes); weights are not in it. `executor` "auto" computes with a quantised folder in the
         compiled core, from the mapped file and in float32, where nothing speaks against it, and with everything else in
         torch; "compiled" and "torch" leave no choice. `kv_dtype` is the type of keys and values in the core: "float32"
-        (also "auto"), "float16" or "int8". With `packed` a quantised folder stays packed in torch too. `threads` are torch's, for the whole process, and the core's;
-        None leaves torch's, and measures how many pay in the core. `max_batch` is the most sequences that decode
-        together, `prefill_chunk` the prompt tokens computed beside them in a step. `seed` makes requests without a seed
-        of their own repeatable. Raises ValueError where the model cannot be read or run so, or `memory` is too small
-        for one page of state.
+        (also "auto"), "float16" or "int8". With `packed` a quantised folder stays packed in torch too. `threads` are
+        torch's, for the whole process, and the core's; None leaves torch's, and measures how many pay in the core.
+        `max_batch` is the most sequences that decode together, `prefill_chunk` the prompt tokens computed beside them
+        in a step. `seed` makes requests without a seed of their own repeatable. Raises ValueError where the model
+        cannot be read or run so, or `memory` is too small for one page of state.
         """
         if threads is not None:
             torch.set_num_threads(threads)
