@@ -119,9 +119,10 @@ def thinned(entries: Sequence[PoolEntry], *, solved: float, unsolved: float, see
     Shares `solved` and `unsolved` of them stay. A model that solves a problem alone learns from it that tails need no
     reading, and one whose tails are all wrong that they cannot be trusted.
     """
-    random = Random(f"thinned/{seed}")
+    random = Random(f"solved/{seed}")
     shares = [solved if all(entry.correct) else 1.0 if any(entry.correct) else unsolved for entry in entries]
-    return [entry for entry, share in zip(entries, shares) if random.random() < share] or list(entries)
+    kept = [entry for entry, share in zip(entries, shares) if share == 1 or random.random() < share]
+    return kept or list(entries)
 
 
 def draw_aggregation(
