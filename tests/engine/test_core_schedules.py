@@ -47,7 +47,7 @@ class Recorder:
         memory = pages * sizes.page_bytes + slots * sizes.slot_bytes
         self.pool = StatePool(weights.config, memory=memory, slots=slots, kv=kv)
         self._inner, self._held, self.forks = CompiledExecutor(weights, self.pool, core), {}, 0
-        self.seen = []
+        self.seen, self.sample = [], self._inner.sample
         self._open, self._fork = self.pool.open, self.pool.fork
         self.pool.open, self.pool.fork = self.open, self.fork
 
