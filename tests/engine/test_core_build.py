@@ -130,7 +130,7 @@ def test_sanitizers_find_nothing_in_any_variant(tmp_path):
         "ASAN_OPTIONS": "detect_leaks=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
-    tests = [str(TESTS / "engine" / f"test_core_{part}.py") for part in ("products", "layers")]
+    tests = [str(TESTS / "engine" / f"test_core_{part}.py") for part in ("products", "layers", "executor")]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *tests],
         cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False,

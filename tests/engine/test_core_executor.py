@@ -12,6 +12,7 @@ from openzaya.engine.core.executor import CompiledExecutor, QuantisedWeights
 from openzaya.engine.core.products import Core, CoreUnavailable, supported_variants
 from openzaya.engine.executor import PromptChunk, StepBatch, TorchExecutor
 from openzaya.engine.params import SamplingParams
+from openzaya.engine.sampling import sample
 from openzaya.engine.scheduler import Scheduler, slots_for
 from openzaya.engine.state import StatePool
 
@@ -84,8 +85,11 @@ def case(request):
     return model, quantised(model, bits)
 
 
-def pool_of(config, slots=8):
-    return StatePool(config, memory=1 << 23, slots=slots)
+KEPT = pytest.mark.parametrize("kv", [torch.float32, torch.float16, torch.int8], ids=str)
+
+
+def pool_of(config, slots=8, kv=None):
+    return StatePool(config, memory=1 << 23, slots=slots, kv=kv)
 
 
 def opened(executor, length):
@@ -124,13 +128,14 @@ def test_products_are_within_the_bound_of_rounding(case):
     assert error_TN.max() > 0.01 * bound_TN.max()
 
 
-def test_a_sequence_has_the_same_bits_whole_in_chunks_token_by_token_forked_and_among_others(case):
+@KEPT
+def test_a_sequence_has_the_same_bits_whole_in_chunks_token_by_token_forked_and_among_others(case, kv):
     model, weights = case
     ids = prompt(90)
     with Core(threads=1, variant="portable") as one, Core(threads=3) as three:
-        alone = CompiledExecutor(weights, pool_of(model.config), one)
+        alone = CompiledExecutor(weights, pool_of(model.config, kv=kv), one)
         whole = prefill(alone, opened(alone, 90), ids)
-        busy = CompiledExecutor(weights, pool_of(model.config), three)
+        busy = CompiledExecutor(weights, pool_of(model.config, kv=kv), three)
         slot, other = opened(busy, 90), opened(busy, 90)
         for first, last in ((0, 1), (1, 34), (34, 64), (64, 70)):
             chunks = [PromptChunk(other, prompt(7, first), False), PromptChunk(slot, ids[first:last], False)]
@@ -144,6 +149,32 @@ def test_a_sequence_has_the_same_bits_whole_in_chunks_token_by_token_forked_and_
             result = busy.step(StepBatch(slots, tokens, chunks))
         np.testing.assert_array_equal(result.decode_logits[0].numpy(), whole.numpy())
         np.testing.assert_array_equal(result.decode_logits[2].numpy(), whole.numpy())
+
+
+def test_smaller_keys_and_values_leave_more_room_and_nearly_the_same_logits(case):
+    model, weights = case
+    ids, pages, logits = prompt(100), [], []
+    with Core(threads=2) as core:
+        for kv in (None, torch.float16, torch.int8):
+            pool = pool_of(model.config, kv=kv)
+            pages.append(pool.page_bytes)
+            executor = CompiledExecutor(weights, pool, core)
+            logits.append(prefill(executor, opened(executor, 100), ids))
+    assert pages == [pages[0], pages[0] // 2, pages[0] * 20 // 64]  # 16 channels of 4, 2 and 1 bytes, and a scale
+    spread = logits[0].std()
+    for other, share in zip(logits[1:], (0.05, 0.2)):
+        assert 0 < (other - logits[0]).pow(2).mean().sqrt() < share * spread
+
+
+def test_the_executor_draws_the_tokens_of_sampling_from_the_scores_of_a_step(case):
+    model, weights = case
+    seeds, places, params = np.arange(8, dtype=np.uint64), np.arange(8), [SamplingParams(top_p=0.9)] * 8
+    with Core(threads=2) as core:
+        executor = CompiledExecutor(weights, pool_of(model.config), core)
+        slots = np.array([opened(executor, 40) for _ in range(8)])
+        logits = executor.step(StepBatch(slots, np.arange(8) + 5)).decode_logits
+        drawn = executor.sample(logits, params, seeds, places)
+    np.testing.assert_array_equal(drawn, sample(logits, params, seeds, places))
 
 
 def test_the_scheduler_speaks_the_same_tokens_whatever_the_batch_the_chunks_and_the_memory(case):
@@ -175,5 +206,51 @@ def test_what_the_core_cannot_run_is_refused(case):
         pool = StatePool(model.config, memory=1 << 23, slots=2, dtype=torch.bfloat16)
         with pytest.raises(ValueError, match=r"keeps torch.bfloat16 .* needs float32"):
             CompiledExecutor(weights, pool, core)
-        with pytest.raises(ValueError, match="cannot take a model's"):
-            CompiledExecutor(weights, pool_of(model.config), core).replace_model(model)
+
+
+def without(mapping, name):
+    return {key: value for key, value in mapping.items() if key != name}
+
+
+def test_weights_that_are_not_what_their_configuration_says_are_refused(case):
+    _, weights = case
+    config, matrices, plain = weights.config, weights.matrices, weights.plain
+    norm, head = "model.norm.weight", "model.embed_tokens.weight"
+    wider, narrower = config.with_(num_experts=5), config.with_(moe_intermediate_size=32)
+    with Core(threads=1) as core:
+        for wrong, message in (
+            (QuantisedWeights(config, matrices, without(plain, norm)), f"no tensor {norm}"),
+            (QuantisedWeights(config, matrices, {**plain, norm: plain[norm][1:]}), rf"{norm} has shape \(63,\)"),
+            (QuantisedWeights(config, without(matrices, head), plain), f"no matrix {head}"),
+            (QuantisedWeights(wider, matrices, plain), "gate_up_proj is 4 x 128 x 64; .* 5 x 128 x 64"),
+            (QuantisedWeights(narrower, matrices, plain), "gate_up_proj is 4 x 128 x 64; .* 4 x 64 x 64"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                CompiledExecutor(wrong, pool_of(config), core)
+
+
+def test_a_step_that_would_read_or_write_elsewhere_is_refused_and_changes_nothing(case):
+    model, weights = case
+    with Core(threads=1) as core:
+        executor = CompiledExecutor(weights, pool_of(model.config), core)
+        slot = opened(executor, 32)
+        for ids, message in (
+            ([5, 300], "tokens are 5 to 300; the vocabulary has 0 to 299"),
+            ([-1], "tokens are -1 to -1"),
+            ([], "a chunk of 0"),
+            ([1] * 33, "no pages for its next tokens"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                executor.step(StepBatch(chunks=[PromptChunk(slot, ids, True)]))
+        assert executor.pool.lengths[slot] == 0
+
+
+def test_a_step_is_one_call_of_the_core(case, monkeypatch):
+    model, weights = case
+    with Core(threads=1) as core:
+        executor = CompiledExecutor(weights, pool_of(model.config), core)
+        slot, calls, call = opened(executor, 40), [], core.call
+        monkeypatch.setattr(core, "call", lambda name, *arguments: (calls.append(name), call(name, *arguments)))
+        prefill(executor, slot, prompt(30))
+        executor.step(StepBatch(np.array([slot]), np.array([3])))
+    assert calls == ["oz_run_step"] * 2

@@ -119,6 +119,21 @@ def test_equal_scores_are_kept_in_the_order_of_their_ids():
     assert set(draw(scores, SamplingParams(top_k=3), 200).tolist()) == {0, 1, 2}
 
 
+def test_of_equal_scores_at_the_end_of_top_k_the_smaller_ids_stay_whatever_the_other_rows():
+    scores = torch.ones(1, 2_000)
+    scores[0, 1_500:] = 2
+
+    def drawn(*top_k):
+        params = [SamplingParams(top_k=k) for k in top_k]
+        seeds, place = np.arange(200, dtype=np.uint64), np.zeros(len(params), dtype=np.int64)
+        return [
+            int(sample(scores.repeat(len(params), 1), params, seed.repeat(len(params)), place)[0]) for seed in seeds
+        ]
+
+    assert set(drawn(3)) == {1_500, 1_501, 1_502}
+    assert drawn(3) == drawn(3, 700)
+
+
 def test_a_tiny_temperature_is_greedy_and_not_a_number_too_large():
     scores = np.array([1.0, 90.0, 89.0], dtype=np.float32)
     assert set(draw(scores, SamplingParams(temperature=1e-40), 50).tolist()) == {1}

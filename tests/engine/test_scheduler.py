@@ -77,7 +77,7 @@ class CountingExecutor:
     """Counts the prompt tokens that really are computed, and the most in one step that also decodes."""
 
     def __init__(self, executor):
-        self._executor, self.pool = executor, executor.pool
+        self._executor, self.pool, self.sample = executor, executor.pool, executor.sample
         self.prompt_tokens = self.most_beside_decoding = 0
 
     def step(self, batch):

@@ -15,15 +15,14 @@ from typing import Any
 import torch
 
 from openzaya.chat.tokenizer import Tokenizer
-from openzaya.engine.executor import TorchExecutor
 from openzaya.engine.params import SamplingParams
 from openzaya.engine.sampling import derived_seed
 from openzaya.engine.scheduler import Generation, Scheduler, slots_for
-from openzaya.engine.state import StatePool
+from openzaya.engine.served import ExecutorName, KVType, Served, ServedModel, serve_folder
 from openzaya.engine.stream import Mailboxes, PieceReader
 from openzaya.engine.text import ReplyText
 from openzaya.engine.worker import EngineError, Listener, Output, Piece, Reply, Worker
-from openzaya.model.checkpoint import find_model, load_model
+from openzaya.model.checkpoint import find_model
 from openzaya.model.decoder import ZayaForCausalLM
 
 __all__ = ["Engine", "EngineError", "Output", "Piece", "Request"]
@@ -65,33 +64,42 @@ class Engine:
         dtype: str = "auto",
         device: str = "cpu",
         numerics: str = "hf",
+        executor: ExecutorName = "auto",
+        kv_dtype: KVType = "auto",
+        packed: bool = False,
     ) -> None:
         """`model` is what `load_model` takes, with `dtype`, `device` and `numerics`; or a model, used as it is.
 
         A folder brings its tokenizer; beside a model give one where text is wanted. `memory` bounds the state of all
-        sequences ("4GiB", or bytes); weights are not in it. `threads` sets torch's threads for the whole process, None
-        leaves them. `max_batch` is the most sequences that decode together, `prefill_chunk` the prompt tokens computed
-        beside them in a step. `seed` makes requests without a seed of their own repeatable. Raises ValueError where
-        the model cannot be read, or `memory` is too small for one page of state.
+        sequences ("4GiB", or bytes); weights are not in it. `executor` "auto" computes with a quantised folder in the
+        compiled core, from the mapped file and in float32, where nothing speaks against it, and with everything else in
+        torch; "compiled" and "torch" leave no choice. `kv_dtype` is the type of keys and values in the core: "float32"
+        (also "auto"), "float16" or "int8". With `packed` a quantised folder stays packed in torch too. `threads` are
+        torch's, for the whole process, and the core's; None leaves torch's, and measures how many pay in the core.
+        `max_batch` is the most sequences that decode together, `prefill_chunk` the prompt tokens computed beside them
+        in a step. `seed` makes requests without a seed of their own repeatable. Raises ValueError where the model
+        cannot be read or run so, or `memory` is too small for one page of state.
         """
         if threads is not None:
             torch.set_num_threads(threads)
-        self._loading: dict[str, Any] = {"dtype": dtype, "device": device, "numerics": numerics}
+        self._loading: dict[str, Any] = {
+            "executor": executor, "threads": threads, "kv_dtype": kv_dtype, "packed": packed,
+            "dtype": dtype, "device": device, "numerics": numerics,
+        }  # fmt: skip
+        served = self._serve(model)
         if not isinstance(model, ZayaForCausalLM):
-            folder = find_model(model)
-            tokenizer = tokenizer or Tokenizer.from_folder(folder)
-            model = load_model(folder, **self._loading)
+            tokenizer = tokenizer or Tokenizer.from_folder(find_model(model))
         self.tokenizer = tokenizer
-        self.config = model.config
-        self._served = _Served(model, parse_bytes(memory), max_batch, prefill_chunk)
+        self.config = served.config
+        self._schedule = _Schedule(served, parse_bytes(memory), max_batch, prefill_chunk)
         self._random = random.Random(seed)
         self._random_lock = threading.Lock()
         self._end_ids = frozenset(tokenizer.eos_ids if tokenizer and tokenizer.eos_ids else self.config.eos_token_ids)
         self._mailboxes = Mailboxes()
         self._worker = Worker(
-            self._served.scheduler,
+            self._schedule.scheduler,
             tokenizer,
-            before_work=self._served.forget_stale_prefixes,
+            before_work=self._schedule.forget_stale_prefixes,
             after_step=self._mailboxes.ring,
         )
 
@@ -187,16 +195,10 @@ class Engine:
         Replies in progress keep the keys and values that the old weights computed, as in-flight updates of asynchronous
         reinforcement learning do; kept prompts are forgotten. Raises ValueError where the shape differs.
         """
-        model = source if isinstance(source, ZayaForCausalLM) else load_model(source, **self._loading)
-        if model.config.with_(dtype=self.config.dtype) != self.config:
+        served = self._serve(source)
+        if served.config.with_(dtype=self.config.dtype) != self.config:
             raise ValueError("the new weights are of another shape than the engine's model; make a new Engine for them")
-
-        def swap(scheduler: Scheduler) -> None:
-            self._served.replace(model)
-            scheduler.executor.replace_model(model)
-            scheduler.drop_prefixes()
-
-        self._worker.between_steps(swap)
+        self._worker.between_steps(lambda scheduler: self._schedule.swap(scheduler, served))
 
     def forget_prompts(self) -> None:
         """Drop the kept prompts: for weights changed in place where torch cannot tell (through `.data`)."""
@@ -219,6 +221,13 @@ class Engine:
             worker.close(wait=False)
 
     # ---- inside ----
+
+    def _serve(self, source: str | Path | ZayaForCausalLM) -> Served:
+        if isinstance(source, ZayaForCausalLM):
+            if self._loading["executor"] == "compiled":
+                raise ValueError("the compiled core runs quantised folders, not models in memory; give it a folder")
+            return ServedModel(source)
+        return serve_folder(find_model(source), **self._loading)
 
     def _encoded(self, prompt: str | Sequence[int]) -> Sequence[int]:
         if not isinstance(prompt, str):
@@ -289,42 +298,26 @@ class Engine:
             return self._random.getrandbits(64)
 
 
-class _Served:
-    """The model in use, and how to schedule it; apart from `Engine`, so that the thread does not keep that alive."""
+class _Schedule:
+    """How to schedule what is served; apart from `Engine`, so that the thread does not keep that alive."""
 
-    def __init__(self, model: ZayaForCausalLM, memory: int, max_batch: int, prefill_chunk: int) -> None:
+    def __init__(self, served: Served, memory: int, max_batch: int, prefill_chunk: int) -> None:
+        self.served = served
         self._memory, self._max_batch, self._prefill_chunk = memory, max_batch, prefill_chunk
-        self.replace(model)
-
-    def replace(self, model: ZayaForCausalLM) -> None:
-        self._model = model
-        self._versions = _versions(model)
 
     def scheduler(self) -> Scheduler:
-        weight = self._model.model.embed_tokens.weight
-        pool = StatePool(
-            self._model.config,
-            memory=self._memory,
-            slots=slots_for(self._max_batch),
-            dtype=weight.dtype,
-            device=weight.device,
-            numerics=self._model.numerics,
-        )
-        executor = TorchExecutor(self._model, pool)
-        return Scheduler(executor, max_batch=self._max_batch, prefill_chunk=self._prefill_chunk)
+        pool = self.served.pool(memory=self._memory, slots=slots_for(self._max_batch))
+        return Scheduler(self.served.executor(pool), max_batch=self._max_batch, prefill_chunk=self._prefill_chunk)
+
+    def swap(self, scheduler: Scheduler, served: Served) -> None:
+        scheduler.executor = served.executor(scheduler.pool)
+        self.served = served
+        scheduler.drop_prefixes()
 
     def forget_stale_prefixes(self, scheduler: Scheduler) -> None:
         """A trainer that samples from the model it trains changes it in place; what was computed before is stale."""
-        versions = _versions(self._model)
-        if versions != self._versions:
-            self._versions = versions
+        if self.served.changed():
             scheduler.drop_prefixes()
-
-
-def _versions(model: ZayaForCausalLM) -> list[int]:
-    """How often each tensor of `model` was changed in place; inference tensors never are."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 def parse_bytes(size: int | str) -> int:

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openzaya.engine import sampling
 from openzaya.engine.paged import DecodeView, PrefillView
+from openzaya.engine.params import SamplingParams
 from openzaya.engine.state import StatePool
 from openzaya.model.decoder import ZayaForCausalLM
 
@@ -49,8 +51,10 @@ class Executor(Protocol):
 
     def step(self, batch: StepBatch) -> StepResult: ...
 
-    def replace_model(self, model: ZayaForCausalLM) -> None:
-        """Compute with the weights of `model`, of the same shape, from the next step on."""
+    def sample(
+        self, logits_BV: Tensor, params_B: Sequence[SamplingParams], seeds_B: np.ndarray, places_B: np.ndarray
+    ) -> np.ndarray:
+        """The tokens that `engine.sampling.sample` gives for the same arguments."""
         ...
 
 
@@ -61,9 +65,6 @@ class TorchExecutor:
         self.model = model
         self.pool = pool
 
-    def replace_model(self, model: ZayaForCausalLM) -> None:
-        self.model = model
-
     @torch.inference_mode()
     def step(self, batch: StepBatch) -> StepResult:
         decode_logits = self._decode(batch.decode_slots, batch.decode_ids) if len(batch.decode_slots) else None
@@ -72,6 +73,11 @@ class TorchExecutor:
             for place, logits in zip(group, self._prefill([batch.chunks[place] for place in group])):
                 chunk_logits[place] = logits
         return StepResult(decode_logits, chunk_logits)
+
+    def sample(
+        self, logits_BV: Tensor, params_B: Sequence[SamplingParams], seeds_B: np.ndarray, places_B: np.ndarray
+    ) -> np.ndarray:
+        return sampling.sample(logits_BV, params_B, seeds_B, places_B)
 
     def _decode(self, slots: np.ndarray, ids: np.ndarray) -> Tensor:
         input_ids = torch.from_numpy(ids).to(self.pool.device)[:, None]

@@ -167,6 +167,10 @@ def _sorted_candidates(scores_BV: Tensor, count: int) -> tuple[Tensor, Tensor]:
     if count == scores_BV.shape[1]:
         return torch.sort(scores_BV, dim=-1, descending=True, stable=True)
     values, ids = torch.topk(scores_BV, count, dim=-1)
+    if bool(((scores_BV >= values[:, -1:]).sum(dim=-1) > count).any()):
+        # Which of several equal last ones `topk` takes is its own affair, and differs with `count`.
+        values, ids = torch.sort(scores_BV, dim=-1, descending=True, stable=True)
+        return values[:, :count], ids[:, :count]
     ids, order = torch.sort(ids, dim=-1)
     values, again = torch.sort(values.gather(1, order), dim=-1, descending=True, stable=True)
     return values, ids.gather(1, again)

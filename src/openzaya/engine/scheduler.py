@@ -20,7 +20,7 @@ from torch import Tensor
 
 from openzaya.engine.executor import Executor, PromptChunk, StepBatch
 from openzaya.engine.params import SamplingParams
-from openzaya.engine.sampling import TokenLogprobs, logprobs, sample
+from openzaya.engine.sampling import TokenLogprobs, logprobs
 from openzaya.engine.state import PAGE
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -177,7 +177,7 @@ class Scheduler:
         params = [generation.params for generation in generations]
         seeds = np.array([generation.seed for generation in generations], dtype=np.uint64)
         places = np.array([len(generation.generated) for generation in generations], dtype=np.int64)
-        tokens = sample(logits, params, seeds, places)
+        tokens = self.executor.sample(logits, params, seeds, places)
         self._record_logprobs(generations, logits, tokens)
         emissions = []
         for generation, token in zip(generations, tokens.tolist()):

@@ -20,6 +20,9 @@ from openzaya.model.numerics import HF, Numerics
 PAGE = 32
 """Tokens of one page: longer pages waste more of a sequence's last one, shorter ones make slow matrix products."""
 
+SCALE_BYTES = 4
+"""What a vector of int8 has after its codes: a float32."""
+
 _CLEARED_AT_ONCE = 256
 
 
@@ -37,16 +40,23 @@ class StatePool:
         memory: int,
         slots: int,
         dtype: torch.dtype = torch.float32,
+        kv: torch.dtype | None = None,
         device: torch.device | str = "cpu",
         numerics: Numerics = HF,
     ) -> None:
-        """`memory` bounds pages and slots together, in bytes. Raises ValueError where it holds not one page."""
+        """`memory` bounds pages and slots together, in bytes. Raises ValueError where it holds not one page.
+
+        `kv` is the type of keys and values where it is not `dtype`, for an executor that reads such pages: int8 codes
+        have the bytes of their float32 scale after them, `SCALE_BYTES` more channels.
+        """
         layers, heads, channels = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
         state_dtype = numerics.state_dtype(dtype)
         state_size = config.convolution_history * config.convolution_channels + config.key_value_size // 2
         self.config = config
         self.memory = memory
-        self.page_bytes = 2 * layers * heads * PAGE * channels * dtype.itemsize
+        kv = kv or dtype
+        vector = channels + (SCALE_BYTES if kv == torch.int8 else 0)
+        self.page_bytes = 2 * layers * heads * PAGE * vector * kv.itemsize
         self.slot_bytes = layers * state_size * state_dtype.itemsize
         self.pages_a_slot = pages_for(config.max_position_embeddings)
         self.slots = slots
@@ -57,7 +67,7 @@ class StatePool:
                 f"one page of {PAGE} tokens {self.page_bytes:,}; give more memory or a smaller max_batch"
             )
         # Uninitialised on purpose: an operating system commits what is touched, so an idle engine takes little.
-        self.keys = torch.empty(layers, self.pages, heads, PAGE, channels, dtype=dtype, device=device)
+        self.keys = torch.empty(layers, self.pages, heads, PAGE, vector, dtype=kv, device=device)
         self.values = torch.empty_like(self.keys)
         self.columns = torch.zeros(
             layers, slots, config.convolution_history, config.convolution_channels, dtype=state_dtype, device=device

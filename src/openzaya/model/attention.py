@@ -31,16 +31,18 @@ class CCAProjection(nn.Module):
         self.k_proj = nn.Linear(hidden, config.key_value_size, bias=False)
         self.v_proj_current = nn.Linear(hidden, config.key_value_size // 2, bias=False)
         self.v_proj_delayed = nn.Linear(hidden, config.key_value_size // 2, bias=False)
+        # All four as one matrix, where `load_model(packed=True)` puts one in their place.
+        self.weight: Tensor | None = None
         # Kept as Conv1d for their checkpoint names and shapes; `convolve` computes both on (B, S, Z) directly.
         self.conv_qk_depthwise = nn.Conv1d(channels, channels, config.cca_time0, groups=channels)
         self.conv_qk_grouped = nn.Conv1d(channels, channels, config.cca_time1, groups=heads)
 
     def forward(self, x_BSD: Tensor, placement: Placement, cache: Cache | None) -> tuple[Tensor, Tensor, Tensor]:
         config = self.config
-        q_BSKGC = self.q_proj(x_BSD).unflatten(-1, (config.num_key_value_heads, -1, config.head_dim))
-        k_BSKC = self.k_proj(x_BSD).unflatten(-1, (config.num_key_value_heads, config.head_dim))
-        columns_BSZ = torch.cat([q_BSKGC.flatten(2), k_BSKC.flatten(2)], dim=-1)
-        delayed_BSV = self.v_proj_delayed(x_BSD)
+        columns_BSZ, current_BSV, delayed_BSV = self._project(x_BSD)
+        q_BSZ, k_BSZ = columns_BSZ.split([config.query_size, config.key_value_size], dim=-1)
+        q_BSKGC = q_BSZ.unflatten(-1, (config.num_key_value_heads, -1, config.head_dim))
+        k_BSKC = k_BSZ.unflatten(-1, (config.num_key_value_heads, config.head_dim))
         columns_BPSZ, previous_BSV = self._after_history(columns_BSZ, delayed_BSV, cache)
 
         mean_q_BSKGC = (self.numerics.up(q_BSKGC) + self.numerics.up(k_BSKC)[:, :, :, None]) * 0.5
@@ -51,8 +53,19 @@ class CCAProjection(nn.Module):
 
         if placement.resets_BS is not None:
             previous_BSV = previous_BSV * (placement.resets_BS > 0)[..., None]
-        v_BSKC = torch.cat([self.v_proj_current(x_BSD), previous_BSV], dim=-1).unflatten(-1, (-1, config.head_dim))
+        v_BSKC = torch.cat([current_BSV, previous_BSV], dim=-1).unflatten(-1, (-1, config.head_dim))
         return q_BSHC, k_BSKC, v_BSKC
+
+    def _project(self, x_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys side by side (B, S, Z), and both halves of the values (B, S, V)."""
+        if self.weight is None:
+            columns_BSZ = torch.cat([self.q_proj(x_BSD), self.k_proj(x_BSD)], dim=-1)
+            return columns_BSZ, self.v_proj_current(x_BSD), self.v_proj_delayed(x_BSD)
+        half = self.config.key_value_size // 2
+        columns_BSZ, current_BSV, delayed_BSV = F.linear(x_BSD, self.weight).split(
+            [self.config.convolution_channels, half, half], dim=-1
+        )
+        return columns_BSZ, current_BSV, delayed_BSV
 
     def _after_history(self, columns_BSZ: Tensor, delayed_BSV: Tensor, cache: Cache | None) -> tuple[Tensor, Tensor]:
         """Columns with the P earlier ones in front, and delayed values shifted by one; moves the cache's state on.

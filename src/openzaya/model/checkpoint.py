@@ -20,8 +20,11 @@ from torch.overrides import TorchFunctionMode
 from openzaya.model.config import SkipSemantics, ZayaConfig
 from openzaya.model.decoder import ZayaForCausalLM
 from openzaya.model.names import Layout, StoredTensor, expected_tensors
-from openzaya.model.numerics import numerics_profile
-from openzaya.model.sources import archive_layout, companions, open_source
+from openzaya.model.numerics import Numerics, numerics_profile
+from openzaya.model.quantised.container import Container
+from openzaya.model.quantised.packed_product import require_kernel
+from openzaya.model.quantised.packed_weight import load_packed
+from openzaya.model.sources import Source, archive_layout, companions, open_source
 from openzaya.model.storage import CONFIG, Archive, Outgoing, replaced_folder, write_json, write_weights
 
 SHARD_BYTES = 5_000_000_000
@@ -42,13 +45,15 @@ def load_model(
     device: torch.device | str = "cpu",
     numerics: str = "hf",
     skip_semantics: SkipSemantics | None = None,
+    packed: bool = False,
 ) -> ZayaForCausalLM:
     """The model in a local folder of any kind, of a hub id `org/name`, or `tiny`, the bundled one.
 
     `dtype` is "auto" (what its config.json says), "float32" or "bfloat16"; balancing biases are float32 in any case.
-    `numerics` is "hf" or "report"; `skip_semantics` overrides the folder's. Each tensor is allocated once and copied
-    out of the memory map, so that nothing is held twice. Raises ValueError, in one sentence that names the file, for
-    anything amiss.
+    `numerics` is "hf" or "report"; `skip_semantics` overrides the folder's. With `packed` the weights of a quantised
+    folder stay in 4 or 8 bits: the model needs the memory of its file and is for inference alone, and `dtype` is that
+    of everything else. Each tensor is allocated once and copied out of the memory map, so that nothing is held twice.
+    Raises ValueError, in one sentence that names the file, for anything amiss.
     """
     profile = numerics_profile(numerics)
     folder = find_model(path_or_name)
@@ -60,7 +65,10 @@ def load_model(
         dtype = config.dtype
     if dtype not in _DTYPES:
         raise ValueError(f"{folder} cannot run in dtype {dtype!r}; give dtype 'bfloat16' or 'float32'")
-    with Unfilled(_DTYPES[dtype], _usable(device)):
+    place = _usable(device)
+    if packed:
+        return _load_packed(source, config.with_(dtype=dtype), profile, place)
+    with Unfilled(_DTYPES[dtype], place):
         model = ZayaForCausalLM(config.with_(dtype=dtype), profile)
     weights = model.state_dict()
     for name in expected_tensors(config):
@@ -69,6 +77,19 @@ def load_model(
             target[filled : filled + piece.numel()].copy_(piece.reshape(-1))
             filled += piece.numel()
         assert filled == target.numel(), name
+    return model.eval()
+
+
+def _load_packed(source: Source, config: ZayaConfig, profile: Numerics, device: torch.device) -> ZayaForCausalLM:
+    if not isinstance(source, Container):
+        raise ValueError(
+            f"{source.folder} is not quantised, so there is nothing packed in it; write a quantised folder with "
+            "`openzaya quantize`, or load it without packed"
+        )
+    require_kernel(device)
+    with Unfilled(_DTYPES[config.dtype], torch.device("meta")):
+        model = ZayaForCausalLM(config, profile)
+    load_packed(model, source, _DTYPES[config.dtype], device)
     return model.eval()
 
 
@@ -174,6 +195,8 @@ def save_model(
     so that a tokenizer beside the weights survives. Raises ValueError where `folder` holds something else.
     """
     weights = model.state_dict()
+    if _EMBEDDING not in weights:
+        raise ValueError("the weights of this model are packed; `convert` the folder that it was loaded from instead")
     if weights[_EMBEDDING].is_meta:
         raise ValueError("the model is on the meta device and has no weights to save; initialise or load it first")
     own = weights[_EMBEDDING].dtype

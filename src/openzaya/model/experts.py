@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openzaya.model.config import ZayaConfig
+from openzaya.model.quantised.packed_weight import PackedWeight
 
 
 class Experts(nn.Module):
@@ -28,7 +29,7 @@ class Experts(nn.Module):
         skipped_T = chosen_T == experts
         # Skipped tokens ride along with the last expert at weight 0, so that no shape depends on the routing.
         order_T = torch.argsort(chosen_T, stable=True)
-        tokens_E = torch.bincount(chosen_T.clamp_max(experts - 1), minlength=experts)
+        tokens_E = count(chosen_T.clamp_max(experts - 1), experts)
         gate, up = grouped_linear(x_TD[order_T], self.gate_up_proj, tokens_E).chunk(2, dim=-1)
         sorted_TD = grouped_linear(F.silu(gate) * up, self.down_proj, tokens_E)
         output_TD = torch.empty_like(sorted_TD).index_copy(0, order_T, sorted_TD)
@@ -38,8 +39,16 @@ class Experts(nn.Module):
         return output_TD
 
 
-def grouped_linear(x_TD: Tensor, weight_EFD: Tensor, tokens_E: Tensor) -> Tensor:
+def count(chosen_T: Tensor, classes: int) -> Tensor:
+    """How many tokens chose each class; unlike `torch.bincount` it does not wait for a GPU."""
+    ones_T = torch.ones_like(chosen_T, dtype=torch.long)
+    return torch.zeros(classes, dtype=torch.long, device=chosen_T.device).index_add_(0, chosen_T, ones_T)
+
+
+def grouped_linear(x_TD: Tensor, weight_EFD: Tensor | PackedWeight, tokens_E: Tensor) -> Tensor:
     """`x` times the transposed weight of its group, for `x` sorted by group with `tokens_E` rows in each."""
+    if isinstance(weight_EFD, PackedWeight):
+        return weight_EFD.grouped_product(x_TD, tokens_E.cumsum(0).to(torch.int32))
     if torch.is_autocast_enabled(x_TD.device.type):
         dtype = torch.get_autocast_dtype(x_TD.device.type)
         x_TD, weight_EFD = x_TD.to(dtype), weight_EFD.to(dtype)

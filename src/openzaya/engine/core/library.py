@@ -55,58 +55,38 @@ def _pointers(*names: str) -> tuple[tuple[str, type], ...]:
     return tuple((name, ctypes.c_void_p) for name in names)
 
 
-class Merge(ctypes.Structure):
-    """`oz_merge`."""
+def _integers(*names: str) -> tuple[tuple[str, type], ...]:
+    return tuple((name, ctypes.c_int32) for name in names)
 
-    _fields_ = (
-        ("tokens", ctypes.c_int64),
-        ("width", ctypes.c_int64),
-        *_pointers(
-            "residual", "output", "output_weights", "output_bias", "output_scale", "residual_bias", "residual_scale",
-            "norm", "normed",
-        ),
-        ("epsilon", ctypes.c_float),
-    )  # fmt: skip
+
+def _sizes(*names: str) -> tuple[tuple[str, type], ...]:
+    return tuple((name, ctypes.c_int64) for name in names)
+
+
+class Residual(ctypes.Structure):
+    """`oz_residual`."""
+
+    _fields_ = _pointers("output_bias", "output_scale", "residual_bias", "residual_scale", "norm")
 
 
 class Attention(ctypes.Structure):
     """`oz_attention`."""
 
     _fields_ = (
-        *((name, ctypes.c_int32) for name in (
-            "query_heads", "key_heads", "channels", "taps0", "taps1", "rotary", "page_tokens",
-        )),
+        *_integers("query_heads", "key_heads", "channels", "taps0", "taps1", "rotary", "page_tokens", "kept"),
+        *_sizes("window"),
         *_pointers(
-            "depthwise", "depthwise_bias", "grouped", "grouped_bias", "temperature", "keys", "values", "columns",
-            "delayed",
+            "cosine", "sine", "depthwise", "depthwise_bias", "grouped", "grouped_bias", "temperature", "keys",
+            "values", "columns", "delayed",
         ),
     )  # fmt: skip
-
-
-class Batch(ctypes.Structure):
-    """`oz_batch`."""
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("tokens", "sequences", "pages_a_slot")),
-        *_pointers("sequence_of", "firsts", "slots", "positions", "tables"),
-    )
-
-
-class CCA(ctypes.Structure):
-    """`oz_cca`."""
-
-    _fields_ = (
-        ("projected", ctypes.c_void_p),
-        ("stride", ctypes.c_int64),
-        *_pointers("cosine", "sine", "queries"),
-    )
 
 
 class Router(ctypes.Structure):
     """`oz_router`."""
 
     _fields_ = (
-        *((name, ctypes.c_int32) for name in ("hidden", "width", "classes")),
+        *_integers("hidden", "width", "classes"),
         ("epsilon", ctypes.c_float),
         *_pointers(
             "down", "down_bias", "depth_scale", "norm", "fc1", "fc1_bias", "fc2", "fc2_bias", "out", "balancing"
@@ -114,10 +94,50 @@ class Router(ctypes.Structure):
     )
 
 
-class Routing(ctypes.Structure):
-    """`oz_routing`."""
+class Layer(ctypes.Structure):
+    """`oz_layer`."""
 
-    _fields_ = (("tokens", ctypes.c_int64), *_pointers("x", "states", "chosen", "weights"))
+    _fields_ = (
+        ("attention", Attention),
+        ("router", Router),
+        ("after_attention", Residual),
+        ("after_experts", Residual),
+        *((name, Matrix) for name in ("qkv", "o", "gate_up", "down")),
+    )
+
+
+class Model(ctypes.Structure):
+    """`oz_model`."""
+
+    _fields_ = (
+        *_integers("layer_count", "hidden", "skip_is_identity"),
+        ("epsilon", ctypes.c_float),
+        ("layers", ctypes.POINTER(Layer)),
+        ("embedding", Matrix),
+        ("head", Matrix),
+        *_pointers("embedding_bias", "embedding_scale"),
+        ("first", Residual),
+    )
+
+
+class Batch(ctypes.Structure):
+    """`oz_batch`."""
+
+    _fields_ = (
+        *_sizes("tokens", "sequences", "pages", "pages_a_slot"),
+        *_pointers("sequence_of", "firsts", "slots", "positions", "tables", "order"),
+    )
+
+
+class Step(ctypes.Structure):
+    """`oz_step`."""
+
+    _fields_ = (
+        ("batch", Batch),
+        *_pointers("ids"),
+        *_sizes("scored"),
+        *_pointers("scored_tokens", "logits", "scratch"),
+    )
 
 
 def load() -> ctypes.CDLL:
@@ -162,7 +182,8 @@ def _opened(path: Path) -> ctypes.CDLL:
 
 
 def _declare(library: ctypes.CDLL) -> None:
-    core, pointer, integer, size = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
+    core, pointer, size = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64
+    model, attention, batch = ctypes.POINTER(Model), ctypes.POINTER(Attention), ctypes.POINTER(Batch)
     product = (None, core, ctypes.POINTER(Matrix), ctypes.POINTER(Activations), ctypes.POINTER(Grouping), pointer, size)
     signatures = {
         "oz_fingerprint": (ctypes.c_char_p,),
@@ -171,15 +192,19 @@ def _declare(library: ctypes.CDLL) -> None:
         "oz_supported": (ctypes.c_uint32,),
         "oz_open": (core, ctypes.c_int, ctypes.c_int),
         "oz_close": (None, core),
-        "oz_quantise": (None, core, pointer, size, size, integer, pointer, pointer, pointer),
+        "oz_quantise": (None, core, pointer, ctypes.POINTER(Activations)),
         "oz_product": product,
         "oz_product_swiglu": product,
-        "oz_merge_norm": (None, core, ctypes.POINTER(Merge)),
-        "oz_convolve": (None, core, ctypes.POINTER(Attention), ctypes.POINTER(Batch), ctypes.POINTER(CCA)),
-        "oz_attend": (
-            None, core, ctypes.POINTER(Attention), ctypes.POINTER(Batch), pointer, size, pointer, pointer, pointer,
+        "oz_step_bytes": (size, model, size, size, size),
+        "oz_run_step": (None, core, model, ctypes.POINTER(Step)),
+        "oz_draw_tokens": (None, core, pointer, size, size, pointer, pointer),
+        "oz_merge_norm": (
+            None, core, ctypes.POINTER(Residual), size, size, ctypes.c_float, pointer, pointer, pointer, pointer,
         ),
-        "oz_route": (None, core, ctypes.POINTER(Router), ctypes.POINTER(Routing)),
+        "oz_convolve": (None, core, attention, batch, pointer, pointer),
+        "oz_attend": (None, core, attention, batch, pointer, pointer, pointer),
+        "oz_running": (size, attention, size, size),
+        "oz_route": (None, core, ctypes.POINTER(Router), size, pointer, pointer, pointer, pointer),
         "oz_read": (ctypes.c_uint64, core, pointer, size),
     }  # fmt: skip
     for name, (result, *arguments) in signatures.items():

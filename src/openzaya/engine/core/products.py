@@ -21,14 +21,14 @@ import numpy as np
 from openzaya.engine.core import library
 from openzaya.engine.core.library import CoreUnavailable, load
 
-__all__ = ["Activations", "Core", "CoreUnavailable", "Grouping", "PackedMatrix", "supported_variants"]
+__all__ = ["Activations", "Core", "CoreUnavailable", "Grouping", "PackedMatrix", "address", "supported_variants"]
 
 _STEP = 4
 _REGISTER = 64
 _BLOCKS = {4: 32, 8: 16}
 _MOST_COLUMNS = 1 << 16
 """Beyond this an int32 could not hold every dot product of bytes."""
-_MOST_TOKENS = 1 << 19
+MOST_TOKENS = 1 << 19
 """A phase of the pool has room for twice as many chunks."""
 _MOST_THREADS = 1024
 
@@ -103,16 +103,10 @@ class PackedMatrix:
     def nbytes(self) -> int:
         return self.codes.nbytes + self.scales.nbytes
 
-    def rows_at(self, rows_T: np.ndarray) -> np.ndarray:
-        """Some rows of a single matrix as float32 (T, K): what a lookup in a quantised embedding gives."""
-        blocks, places = np.divmod(rows_T, self.block_rows)
-        lanes = self.codes.reshape(-1, self.columns // _STEP, 16, _STEP)[blocks, :, places % 16]
-        if self.bits == 8:
-            q_TK = lanes.reshape(len(rows_T), -1)
-            return q_TK.astype(np.float32) * self.scales[blocks, places][:, None]
-        nibbles = np.where((places < 16)[:, None, None], lanes & 15, lanes >> 4)
-        q_TGK = (nibbles.astype(np.float32) - 8).reshape(len(rows_T), -1, self.group)
-        return (q_TGK * self.scales[blocks, :, places].astype(np.float32)[:, :, None]).reshape(len(rows_T), -1)
+    def stored(self) -> library.Matrix:
+        return library.Matrix(
+            address(self.codes), address(self.scales), self.rows, self.columns, self.bits, self.group, self.experts
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,6 +129,11 @@ class Activations:
     @property
     def group(self) -> int:
         return self.columns // self.sums_TG.shape[1]
+
+    def stored(self) -> library.Activations:
+        return library.Activations(
+            address(self.codes_TK), address(self.scales_T), address(self.sums_TG), self.tokens, self.columns, self.group
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -205,8 +204,8 @@ class Core:
         if x_TK.dtype != np.float32 or x_TK.ndim != 2 or not x_TK.flags.c_contiguous:
             raise ValueError(f"tokens are {x_TK.dtype} of shape {x_TK.shape}; they must be a contiguous float32 matrix")
         tokens, columns = x_TK.shape
-        if tokens > _MOST_TOKENS:
-            raise ValueError(f"{tokens} tokens are more than the core takes at once; give it at most {_MOST_TOKENS}")
+        if tokens > MOST_TOKENS:
+            raise ValueError(f"{tokens} tokens are more than the core takes at once; give it at most {MOST_TOKENS}")
         group = columns if group is None else group
         if columns % _STEP or not 1 <= group <= columns or columns % group:
             raise ValueError(f"tokens have {columns} columns, which are no multiple of 4 and of the group, {group}")
@@ -215,10 +214,7 @@ class Core:
             np.empty(tokens, dtype=np.float32),
             np.empty((tokens, columns // group), dtype=np.int32),
         )
-        self._library.oz_quantise(
-            self._open(), _address(x_TK), tokens, columns, group, _address(quantised.codes_TK),
-            _address(quantised.scales_T), _address(quantised.sums_TG),
-        )  # fmt: skip
+        self._library.oz_quantise(self._open(), address(x_TK), quantised.stored())
         return quantised
 
     def product(
@@ -255,7 +251,7 @@ class Core:
     def read_bandwidth(self, memory: np.ndarray) -> float:
         """Bytes a second of reading `memory` (contiguous) once with all threads: what products are measured against."""
         started = time.perf_counter()
-        self._library.oz_read(self._open(), _address(memory), memory.nbytes)
+        self._library.oz_read(self._open(), address(memory), memory.nbytes)
         return memory.nbytes / (time.perf_counter() - started)
 
     def _multiply(
@@ -279,20 +275,17 @@ class Core:
                 f"the output is {output_TN.dtype} of shape {output_TN.shape}; it must be contiguous float32 of "
                 f"{(x.tokens, width)}"
             )
-        stored = library.Matrix(
-            _address(matrix.codes), _address(matrix.scales), matrix.rows, matrix.columns, matrix.bits, matrix.group,
-            matrix.experts,
-        )  # fmt: skip
-        given = library.Activations(
-            _address(x.codes_TK), _address(x.scales_T), _address(x.sums_TG), x.tokens, x.columns, x.group
-        )
         groups = None if grouping is None else _checked(grouping, matrix.experts, x.tokens)
-        function(self._open(), stored, given, groups, _address(output_TN), width)
+        function(self._open(), matrix.stored(), x.stored(), groups, address(output_TN), width)
         return output_TN
 
     def call(self, function: str, *arguments: Any) -> None:
-        """Call a function of `csrc/abi.h` with this core."""
+        """Call a function of `csrc/abi.h` with this core; nothing is checked."""
         getattr(self._library, function)(self._open(), *arguments)
+
+    def size(self, function: str, *arguments: Any) -> int:
+        """What a function of `csrc/abi.h` says of sizes, which needs no core."""
+        return int(getattr(self._library, function)(*arguments))
 
     def _open(self) -> int:
         if self._core is None:
@@ -300,7 +293,9 @@ class Core:
         return self._core
 
 
-def _address(array: np.ndarray) -> int:
+def address(array: np.ndarray) -> int:
+    """Where a contiguous array begins."""
+    assert array.flags.c_contiguous
     return array.ctypes.data
 
 
@@ -319,7 +314,7 @@ def _checked(grouping: Grouping, experts: int, tokens: int) -> library.Grouping:
         raise ValueError(f"the grouping names tokens {places.min()} to {places.max()}, but there are {tokens}")
     if len(places) and np.bincount(places).max() > 1:
         raise ValueError("the grouping names a token twice; its output could be either")
-    return library.Grouping(_address(places), _address(ends_E))
+    return library.Grouping(address(places), address(ends_E))
 
 
 # ---- how many threads ----

@@ -15,29 +15,35 @@ by blocks, block 2 i gate and block 2 i + 1 the matching rows of up, so that Swi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from openzaya.model.quantised.rounding import restore_weights, round_weights
-from openzaya.model.quantised.scheme import STEP_COLUMNS, Scheme
+from openzaya.model.quantised.scheme import LANES, STEP_COLUMNS, Scheme
 
-_LANES = 16
-"""Rows that a 64-byte register holds four columns of."""
-_NIBBLE_ZERO = 8
+NIBBLE_ZERO = 8
+"""What a nibble has where the integer is 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class QuantisedMatrix:
-    """A matrix W (N, K) in the layout of this file; `codes` and `scales` may be views of a file."""
+    """A matrix W (N, K) in the layout of this file; `codes` and `scales` may be views of a file.
+
+    Where products say so, a stack of them: one an expert, along a leading axis of both tensors.
+    """
 
     codes: Tensor
     scales: Tensor
     scheme: Scheme
     rows: int
     interleaved: bool = False
+
+    def of_expert(self, expert: int) -> QuantisedMatrix:
+        """One matrix of a stack."""
+        return replace(self, codes=self.codes[expert], scales=self.scales[expert])
 
 
 def quantise(weight_NK: Tensor, scheme: Scheme, *, interleaved: bool = False) -> QuantisedMatrix:
@@ -73,10 +79,10 @@ def unpack(matrix: QuantisedMatrix) -> tuple[Tensor, Tensor]:
 def pack_codes(codes_NK: Tensor, scheme: Scheme) -> Tensor:
     """(N, K) int8 to (B, S, 64)."""
     codes_NK = F.pad(codes_NK, (0, 0, 0, -codes_NK.shape[0] % scheme.block))
-    lanes = codes_NK.unflatten(1, (-1, STEP_COLUMNS)).unflatten(0, (-1, _LANES)).transpose(1, 2).flatten(2)
+    lanes = codes_NK.unflatten(1, (-1, STEP_COLUMNS)).unflatten(0, (-1, LANES)).transpose(1, 2).flatten(2)
     if scheme.name == "w8":
         return lanes.contiguous()
-    low, high = (lanes + _NIBBLE_ZERO).to(torch.uint8).unflatten(0, (-1, 2)).unbind(1)
+    low, high = (lanes + NIBBLE_ZERO).to(torch.uint8).unflatten(0, (-1, 2)).unbind(1)
     return low | high << 4
 
 
@@ -85,8 +91,8 @@ def unpack_codes(packed: Tensor, scheme: Scheme) -> Tensor:
     lanes = packed
     if scheme.name == "w4":
         nibbles = torch.stack([packed & 15, packed >> 4], dim=1).flatten(0, 1)
-        lanes = nibbles.to(torch.int8) - _NIBBLE_ZERO
-    return lanes.unflatten(2, (_LANES, STEP_COLUMNS)).transpose(1, 2).flatten(2).flatten(0, 1)
+        lanes = nibbles.to(torch.int8) - NIBBLE_ZERO
+    return lanes.unflatten(2, (LANES, STEP_COLUMNS)).transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def pack_scales(scales: Tensor, scheme: Scheme) -> Tensor:

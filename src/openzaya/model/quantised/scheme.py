@@ -14,6 +14,8 @@ GROUPS = (32, 128)
 STEP_COLUMNS = 4
 """Columns that lie together for each row, because the dot products of processors take four bytes at a time."""
 STEP_BYTES = 64
+LANES = STEP_BYTES // STEP_COLUMNS
+"""Rows that a step has four bytes each for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,6 @@ using namespace oz;
 
 namespace {
 
-void run(oz_core *core, const Product &product) {
-    share(core, product.chunks(), [&](int64_t index) { product.chunk(index); });
-}
-
-constexpr int64_t kTokensAChunk = 4;
 constexpr int64_t kBytesAChunk = 1 << 18;
 
 }  // namespace
@@ -36,24 +31,23 @@ oz_core *oz_open(int number, int threads) { return new (std::nothrow) oz_core{va
 
 void oz_close(oz_core *core) { delete core; }
 
-void oz_quantise(oz_core *core, const float *x, int64_t tokens, int64_t columns, int32_t group, int8_t *codes,
-                 float *scales, int32_t *sums) {
-    share(core, parts(tokens, kTokensAChunk), [&](int64_t chunk) {
-        for (int64_t t = chunk * kTokensAChunk; t < std::min((chunk + 1) * kTokensAChunk, tokens); ++t) {
-            core->variant.quantise(x + t * columns, columns, group, codes + t * columns, scales + t,
-                                   sums + t * (columns / group));
+void oz_quantise(oz_core *core, const float *x, const oz_activations *quantised) {
+    const oz_activations &to = *quantised;
+    share(core, parts(to.tokens, kTokensAChunk), [&](int64_t chunk) {
+        for (int64_t t = chunk * kTokensAChunk; t < std::min((chunk + 1) * kTokensAChunk, to.tokens); ++t) {
+            quantise_token(core, to, x + t * to.columns, t);
         }
     });
 }
 
 void oz_product(oz_core *core, const oz_matrix *matrix, const oz_activations *x, const oz_grouping *grouping,
                 float *output, int64_t stride) {
-    run(core, Product(core->variant, *matrix, *x, grouping, output, stride, false));
+    multiply(core, Product(core->variant, *matrix, *x, grouping, output, stride, false));
 }
 
 void oz_product_swiglu(oz_core *core, const oz_matrix *matrix, const oz_activations *x, const oz_grouping *grouping,
                        float *output, int64_t stride) {
-    run(core, Product(core->variant, *matrix, *x, grouping, output, stride, true));
+    multiply(core, Product(core->variant, *matrix, *x, grouping, output, stride, true));
 }
 
 uint64_t oz_read(oz_core *core, const void *memory, int64_t bytes) {

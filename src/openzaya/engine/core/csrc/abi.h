@@ -25,9 +25,9 @@ struct oz_matrix {
 
 // Tokens quantised to int8, each with a scale of its own.
 struct oz_activations {
-    const int8_t *codes;   // (tokens, columns)
-    const float *scales;   // (tokens)
-    const int32_t *sums;   // (tokens, columns / group): sums of the codes
+    int8_t *codes;   // (tokens, columns)
+    float *scales;   // (tokens)
+    int32_t *sums;   // (tokens, columns / group): sums of the codes
     int64_t tokens;
     int64_t columns;
     int32_t group;
@@ -50,8 +50,8 @@ OZ_API uint32_t oz_supported(void);
 OZ_API oz_core *oz_open(int variant, int threads);
 OZ_API void oz_close(oz_core *core);
 
-OZ_API void oz_quantise(oz_core *core, const float *x, int64_t tokens, int64_t columns, int32_t group, int8_t *codes,
-                        float *scales, int32_t *sums);
+// x (tokens, columns) as int8.
+OZ_API void oz_quantise(oz_core *core, const float *x, const oz_activations *quantised);
 
 // output[t, n] = scale_t * sum over groups of scale_ng * dot, for the tokens t of `grouping` (all of them, with the
 // first matrix, where `grouping` is null); other rows of `output` (tokens, stride) are left as they are.
@@ -66,60 +66,35 @@ OZ_API void oz_product_swiglu(oz_core *core, const oz_matrix *matrix, const oz_a
 // Reads `bytes` of memory with all threads of the pool, for measuring how fast that goes; returns a sum of them.
 OZ_API uint64_t oz_read(oz_core *core, const void *memory, int64_t bytes);
 
-// ---- a layer of the model, beside its products; tokens of several sequences, one after the other ----
+// ---- the model ----
 
-// residual = (output * output_weights + output_bias) * output_scale + (residual + residual_bias) * residual_scale, then
-// normed = residual / rms(residual) * norm. Without `output` the residual stays.
-struct oz_merge {
-    int64_t tokens, width;
-    float *residual;                // (tokens, width)
-    const float *output;            // (tokens, width) or null
-    const float *output_weights;    // (tokens) or null
-    const float *output_bias, *output_scale, *residual_bias, *residual_scale;  // (width) each
-    const float *norm;              // (width)
-    float *normed;                  // (tokens, width)
-    float epsilon;
+// Where a block's output joins the residual stream, and the norm that comes next:
+// residual = (output * weight + output_bias) * output_scale + (residual + residual_bias) * residual_scale,
+// normed = residual / rms(residual) * norm. Each is (hidden); all but `norm` are null where nothing joins.
+struct oz_residual {
+    const float *output_bias, *output_scale, *residual_bias, *residual_scale, *norm;
 };
+
+// How keys and values are kept, a vector of `channels` after the other: as float32, as float16, or as int8 codes and
+// then their float32 scale.
+#define OZ_FLOAT32 0
+#define OZ_FLOAT16 1
+#define OZ_INT8 2
 
 // Compressed convolutional attention of one layer: its shape, weights and state.
 struct oz_attention {
-    int32_t query_heads, key_heads, channels, taps0, taps1, rotary, page_tokens;
+    int32_t query_heads, key_heads, channels, taps0, taps1, rotary, page_tokens, kept;
+    int64_t window;                 // how many tokens one sees, itself included; 0 for all
+    const float *cosine, *sine;     // (positions, rotary), up to the furthest token of a step
     const float *depthwise;         // (taps0, (query_heads + key_heads) * channels)
     const float *depthwise_bias;    // ((query_heads + key_heads) * channels)
     const float *grouped;           // (heads, taps1, channels in, channels out, padded to a multiple of 16)
     const float *grouped_bias;      // (heads, channels out, padded)
     const float *temperature;       // (key_heads)
-    float *keys, *values;           // (pages, key_heads, page_tokens, channels)
+    void *keys, *values;            // (pages, key_heads, page_tokens) vectors
     float *columns;                 // (slots, taps0 + taps1 - 2, heads * channels)
     float *delayed;                 // (slots, key_heads * channels / 2)
 };
-
-struct oz_batch {
-    int64_t tokens, sequences, pages_a_slot;
-    const int32_t *sequence_of;     // (tokens)
-    const int32_t *firsts;          // (sequences + 1): first token of each sequence
-    const int32_t *slots;           // (sequences)
-    const int64_t *positions;       // (tokens)
-    const int32_t *tables;          // (slots, pages_a_slot)
-};
-
-struct oz_cca {
-    const float *projected;         // (tokens, stride): queries, keys, current values, delayed values
-    int64_t stride;
-    const float *cosine, *sine;     // (tokens, rotary)
-    float *queries;                 // (tokens, query_heads * channels)
-};
-
-// Keys and values of the batch go to their pages, `columns` and `delayed` move on.
-OZ_API void oz_convolve(oz_core *core, const oz_attention *attention, const oz_batch *batch, const oz_cca *step);
-
-// Softmax attention of every token to its own sequence up to itself, or to the last `window` tokens where that is not
-// 0. `order` is the order in which tokens are worked through; those that share pages should be neighbours in it.
-// `running` has room for tokens * key_heads * sections * group * (channels + 2) numbers, where sections of OZ_SECTION
-// pages reach up to the furthest token.
-#define OZ_SECTION 32
-OZ_API void oz_attend(oz_core *core, const oz_attention *attention, const oz_batch *batch, const float *queries,
-                      int64_t window, const int32_t *order, float *running, float *mixed);
 
 struct oz_router {
     int32_t hidden, width, classes;
@@ -128,13 +103,81 @@ struct oz_router {
     const float *norm, *fc1, *fc1_bias, *fc2, *fc2_bias, *out, *balancing;
 };
 
-struct oz_routing {
-    int64_t tokens;
-    const float *x;      // (tokens, hidden)
-    float *states;       // (tokens, width): those of the layer before, then those of this one
-    int32_t *chosen;     // (tokens)
-    float *weights;      // (tokens): the probability of the class chosen
+struct oz_layer {
+    oz_attention attention;
+    oz_router router;               // its last class skips the experts
+    oz_residual after_attention;
+    oz_residual after_experts;      // with the norm of the next layer, or that before the head
+    oz_matrix qkv, o, gate_up, down;
 };
 
-OZ_API void oz_route(oz_core *core, const oz_router *router, const oz_routing *routing);
-OZ_API void oz_merge_norm(oz_core *core, const oz_merge *merge);
+struct oz_model {
+    int32_t layer_count, hidden;
+    int32_t skip_is_identity;       // what a token gets that skips: its own normed input, or nothing
+    float epsilon;
+    const oz_layer *layers;
+    oz_matrix embedding, head;
+    const float *embedding_bias, *embedding_scale;  // (hidden)
+    oz_residual first;              // only the norm of the first layer
+};
+
+// Tokens of several sequences, one sequence after the other.
+struct oz_batch {
+    int64_t tokens, sequences;
+    int64_t pages;                  // up to the furthest token
+    int64_t pages_a_slot;
+    const int32_t *sequence_of;     // (tokens)
+    const int32_t *firsts;          // (sequences + 1): first token of each sequence
+    const int32_t *slots;           // (sequences)
+    const int64_t *positions;       // (tokens)
+    const int32_t *tables;          // (slots, pages_a_slot)
+    const int32_t *order;           // (tokens): how attention goes through them; those that share pages are neighbours
+};
+
+struct oz_step {
+    oz_batch batch;
+    const int64_t *ids;             // (tokens)
+    int64_t scored;
+    const int32_t *scored_tokens;   // (scored)
+    float *logits;                  // (scored, rows of the head)
+    void *scratch;                  // oz_step_bytes of memory, 64-byte aligned
+};
+
+OZ_API int64_t oz_step_bytes(const oz_model *model, int64_t tokens, int64_t pages, int64_t scored);
+
+// Runs the tokens through the model: keys, values and state move on in the memory that `model` names.
+OZ_API void oz_run_step(oz_core *core, const oz_model *model, const oz_step *step);
+
+// ---- tokens ----
+
+// How the next token of a row is drawn, in the words of openzaya.engine.sampling. `top_k` 0 is all of the vocabulary,
+// `temperature` 0 the likeliest token, and a negative one draws none.
+struct oz_draw {
+    double chance, top_p, min_p;
+    int64_t top_k;
+    float temperature;
+};
+
+// The token of each row of `logits` (rows, vocabulary), or -1 where rounding could decide, or a score is not a number.
+OZ_API void oz_draw_tokens(oz_core *core, const float *logits, int64_t rows, int64_t vocabulary, const oz_draw *draws,
+                           int64_t *tokens);
+
+// ---- the parts of a step beside its products, for comparing each with the model's own ----
+
+// Without `output` the residual stays and is only normed; without `weights` each is 1.
+OZ_API void oz_merge_norm(oz_core *core, const oz_residual *residual, int64_t tokens, int64_t width, float epsilon,
+                          float *x, const float *output, const float *weights, float *normed);
+
+// Queries (tokens, query_heads * channels) from `projected` (tokens, queries | keys | current values | delayed values).
+// Keys and values of the batch go to their pages, `columns` and `delayed` move on.
+OZ_API void oz_convolve(oz_core *core, const oz_attention *attention, const oz_batch *batch, const float *projected,
+                        float *queries);
+
+// Softmax attention of every token to its own sequence up to itself. `running` has room for oz_running floats.
+OZ_API void oz_attend(oz_core *core, const oz_attention *attention, const oz_batch *batch, const float *queries,
+                      float *running, float *mixed);
+OZ_API int64_t oz_running(const oz_attention *attention, int64_t tokens, int64_t pages);
+
+// The class of each token and its probability; `states` (tokens, width) are those of the layer before, then of this.
+OZ_API void oz_route(oz_core *core, const oz_router *router, int64_t tokens, const float *x, float *states,
+                     int32_t *chosen, float *weights);

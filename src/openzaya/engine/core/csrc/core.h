@@ -3,6 +3,7 @@
 
 #include "abi.h"
 #include "pool.h"
+#include "product.h"
 #include "variants.h"
 
 struct oz_core {
@@ -40,5 +41,18 @@ void share(oz_core *core, int64_t chunks, const Chunk &chunk) {
 
 // Parts of `size` that cover `count`.
 inline int64_t parts(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+// Tokens that one thread takes where there is little to do for each.
+constexpr int64_t kTokensAChunk = 4;
+
+inline void multiply(oz_core *core, const Product &product) {
+    share(core, product.chunks(), [&](int64_t index) { product.chunk(index); });
+}
+
+// One token's numbers (columns) as int8, to its place in `to`.
+inline void quantise_token(const oz_core *core, const oz_activations &to, const float *x, int64_t token) {
+    core->variant.quantise(x, to.columns, to.group, to.codes + token * to.columns, to.scales + token,
+                           to.sums + token * (to.columns / to.group));
+}
 
 }  // namespace oz

@@ -22,6 +22,25 @@ OZ_INLINE float float_of(uint32_t bits) {
     return value;
 }
 
+OZ_INLINE float from_half(uint16_t half) {
+    const uint32_t sign = (half & 0x8000u) << 16, rest = (half & 0x7fffu) << 13;
+    // The exponent's bias differs by 112; the product is exact, and makes normal numbers of subnormal halves.
+    const uint32_t number = bits_of(float_of(rest) * 0x1p112f);
+    return float_of(sign | (rest < 0x7c00u << 13 ? number : rest | 0x7f800000u));
+}
+
+// The nearest half, ties to even; finite numbers beyond the largest half become it.
+OZ_INLINE uint16_t to_half(float value) {
+    const uint32_t sign = bits_of(value) >> 16 & 0x8000u, rest = bits_of(value) & 0x7fffffffu;
+    const uint32_t normal = (rest - 0x38000000u + 0xfffu + (rest >> 13 & 1)) >> 13;
+    // Added to 1/2 a number below 2^-14 is rounded to the steps of a subnormal half.
+    const uint32_t subnormal = bits_of(float_of(rest) + 0.5f) - 0x3f000000u;
+    uint32_t half = rest < 0x38800000u ? subnormal : normal;
+    half = rest > 0x477fe000u ? 0x7bffu : half;
+    half = rest >= 0x7f800000u ? (rest > 0x7f800000u ? 0x7e00u : 0x7c00u) : half;
+    return static_cast<uint16_t>(sign | half);
+}
+
 // Added to a number below 2^22 it rounds that to the nearest integer, ties to even, which then is in the low bits.
 constexpr float kRounder = 12582912.0f;
 constexpr uint32_t kRounderBits = 0x4b400000u;

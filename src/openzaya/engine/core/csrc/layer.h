@@ -1,5 +1,4 @@
-// What a layer of the model does beside its products with quantised weights, one token (or few) at a time, in float32.
-// Compiled once for each kind of register.
+// What a layer of the model does beside its products with quantised weights, in float32.
 #pragma once
 
 #include "abi.h"
@@ -7,25 +6,34 @@
 
 namespace oz {
 
+// The loops over numbers, one token (or few) at a time, compiled once for each kind of register.
 struct LayerKernels {
-    // normed = x / rms(x) * weight, after x = (output * output_weight + b) * s + (x + b') * s' where `output` is given.
-    void (*merge)(const oz_merge &merge, int64_t token);
+    // normed = x / rms(x) * norm, after `output` times `weight` has joined x, where it is given.
+    void (*merge)(const oz_residual &residual, int64_t width, float epsilon, const float *output, float weight,
+                  float *x, float *normed);
     // One head (queries first) of at most kConvolvedTokens tokens: convolutions, mean, norm, temperature, rotation.
     // Writes queries, or the keys and values of their pages.
-    void (*convolve)(const oz_attention &attention, const oz_batch &batch, const oz_cca &step, int head, int64_t first,
-                     int tokens);
-    // One key-value head of one token over its pages first_page .. last_page: adds to `running` (group, channels + 2).
-    void (*attend)(const oz_attention &attention, const oz_batch &batch, const float *queries, int64_t window, int head,
-                   int64_t token, int64_t page, float *running);
+    void (*convolve)(const oz_attention &attention, const oz_batch &batch, const float *projected, int head,
+                     int64_t first, int tokens, float *queries);
+    // One key-value head of one token over one of its pages: adds to `running` (group, channels + 2).
+    void (*attend)(const oz_attention &attention, const oz_batch &batch, const float *queries, int head, int64_t token,
+                   int64_t page, float *running);
     // Joins the sections of one key-value head of one token.
     void (*join)(const oz_attention &attention, int64_t sections, const float *running, float *mixed);
-    // Rows `first` .. `last` of the router's states of one token.
-    void (*router_state)(const oz_router &router, const oz_routing &routing, int64_t token, int64_t first,
-                         int64_t last);
-    void (*choose)(const oz_router &router, const oz_routing &routing, int64_t token);
+    // Rows `first` .. `last` of the router's states (width) of one token.
+    void (*router_state)(const oz_router &router, const float *x, int64_t first, int64_t last, float *states);
+    void (*choose)(const oz_router &router, const float *state, int32_t *chosen, float *weight);
 };
 
 constexpr int kConvolvedTokens = 4;
 constexpr int kMostChannels = 256, kMostTaps = 4, kMostGroup = 16, kMostRouter = 1024, kMostClasses = 256;
+constexpr int kMostPage = 64;
+
+// The same for all tokens of a batch, shared among the threads: the functions of abi.h but for `quantised`, which gets
+// the result as int8 for the product that follows, where it is not null.
+void merge_norm(oz_core *core, const oz_residual &residual, int64_t tokens, int64_t width, float epsilon, float *x,
+                const float *output, const float *weights, float *normed, const oz_activations *quantised);
+void attend(oz_core *core, const oz_attention &attention, const oz_batch &batch, const float *queries, float *running,
+            float *mixed, const oz_activations *quantised);
 
 }  // namespace oz

@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "kept.h"
 #include "lanes.h"
 #include "layer.h"
 
@@ -13,42 +14,45 @@ namespace {
 
 // ---- residual stream ----
 
-OZ_TARGET void merge(const oz_merge &m, int64_t token) {
-    float *x = m.residual + token * m.width;
-    if (m.output) {
-        const float *output = m.output + token * m.width;
-        const float weight = m.output_weights ? m.output_weights[token] : 1.0f;
-        for (int64_t i = 0; i < m.width; ++i) {
-            x[i] = (output[i] * weight + m.output_bias[i]) * m.output_scale[i] +
-                   (x[i] + m.residual_bias[i]) * m.residual_scale[i];
+OZ_TARGET void merge(const oz_residual &r, int64_t width, float epsilon, const float *output, float weight, float *x,
+                     float *normed) {
+    if (output) {
+        for (int64_t i = 0; i < width; ++i) {
+            x[i] = (output[i] * weight + r.output_bias[i]) * r.output_scale[i] +
+                   (x[i] + r.residual_bias[i]) * r.residual_scale[i];
         }
     }
-    const float mean = dot(x, x, m.width) / static_cast<float>(m.width);
-    const float inverse = 1.0f / __builtin_sqrtf(mean + m.epsilon);
-    for (int64_t i = 0; i < m.width; ++i) m.normed[token * m.width + i] = m.norm[i] * (x[i] * inverse);
+    const float mean = dot(x, x, width) / static_cast<float>(width);
+    const float inverse = 1.0f / __builtin_sqrtf(mean + epsilon);
+    for (int64_t i = 0; i < width; ++i) normed[i] = r.norm[i] * (x[i] * inverse);
 }
 
 // ---- compressed convolutional attention ----
 
+// Numbers of a token in `projected`: queries, keys, current values, delayed values.
+OZ_INLINE int64_t projected_width(const oz_attention &a) {
+    return static_cast<int64_t>(a.query_heads + 2 * a.key_heads) * a.channels;
+}
+
 // The columns of one head, `back` places before a token: of this step, or of the state that the sequence keeps.
-OZ_INLINE const float *column(const oz_attention &a, const oz_batch &b, const oz_cca &step, int head, int64_t token,
+OZ_INLINE const float *column(const oz_attention &a, const oz_batch &b, const float *projected, int head, int64_t token,
                               int back) {
     const int32_t sequence = b.sequence_of[token];
     const int64_t place = token - b.firsts[sequence] - back;
-    if (place >= 0) return step.projected + (token - back) * step.stride + head * a.channels;
+    if (place >= 0) return projected + (token - back) * projected_width(a) + head * a.channels;
     const int64_t past = a.taps0 + a.taps1 - 2, width = (a.query_heads + a.key_heads) * a.channels;
     return a.columns + (b.slots[sequence] * past + past + place) * width + head * a.channels;
 }
 
 // Output of the depthwise convolution at the places that the head-wise one reads, oldest first: (taps1, channels).
-OZ_INLINE void mix_depthwise(const oz_attention &a, const oz_batch &b, const oz_cca &step, int head, int64_t token,
+OZ_INLINE void mix_depthwise(const oz_attention &a, const oz_batch &b, const float *projected, int head, int64_t token,
                              float *mixed) {
     const int64_t width = (a.query_heads + a.key_heads) * a.channels;
     for (int tap1 = 0; tap1 < a.taps1; ++tap1) {
         float *out = mixed + tap1 * a.channels;
         std::memcpy(out, a.depthwise_bias + head * a.channels, sizeof(float) * static_cast<size_t>(a.channels));
         for (int tap0 = 0; tap0 < a.taps0; ++tap0) {
-            const float *in = column(a, b, step, head, token, a.taps1 - 1 - tap1 + a.taps0 - 1 - tap0);
+            const float *in = column(a, b, projected, head, token, a.taps1 - 1 - tap1 + a.taps0 - 1 - tap0);
             const float *weight = a.depthwise + tap0 * width + head * a.channels;
             for (int c = 0; c < a.channels; ++c) out[c] += in[c] * weight[c];
         }
@@ -92,12 +96,12 @@ OZ_INLINE void add_mean(const oz_attention &a, const float *projected, int head,
 }
 
 // To length sqrt(channels) times `temperature`, then rotated in its first channels.
-OZ_INLINE void norm_and_rotate(const oz_attention &a, const oz_cca &step, int64_t token, float temperature, float *x) {
+OZ_INLINE void norm_and_rotate(const oz_attention &a, int64_t position, float temperature, float *x) {
     float length = __builtin_sqrtf(dot(x, x, a.channels));
     length = length > 1.1920929e-7f ? length : 1.1920929e-7f;
     const float scale = __builtin_sqrtf(static_cast<float>(a.channels)) / length;
     for (int c = 0; c < a.channels; ++c) x[c] = x[c] * scale * temperature;
-    const float *cosine = step.cosine + token * a.rotary, *sine = step.sine + token * a.rotary;
+    const float *cosine = a.cosine + position * a.rotary, *sine = a.sine + position * a.rotary;
     for (int c = 0; c < a.rotary / 2; ++c) {
         const float first = x[c], second = x[c + a.rotary / 2];
         x[c] = first * cosine[c] - second * sine[c];
@@ -105,33 +109,34 @@ OZ_INLINE void norm_and_rotate(const oz_attention &a, const oz_cca &step, int64_
     }
 }
 
-// Where the key of a token lies from the start of `keys`, its value from that of `values`.
+// Which vector of `keys` is the key of a token, and which of `values` its value.
 OZ_INLINE int64_t place_of(const oz_attention &a, const oz_batch &b, int key, int64_t token) {
     const int64_t position = b.positions[token];
     const int64_t slot = b.slots[b.sequence_of[token]];
     const int64_t page = b.tables[slot * b.pages_a_slot + position / a.page_tokens];
-    return ((page * a.key_heads + key) * a.page_tokens + position % a.page_tokens) * a.channels;
+    return (page * a.key_heads + key) * a.page_tokens + position % a.page_tokens;
 }
 
 // Half of all value channels are the token's own, half those of the token before; heads divide them in this order.
-OZ_INLINE void store_value(const oz_attention &a, const oz_batch &b, const oz_cca &step, int key, int64_t token) {
+OZ_INLINE void store_value(const oz_attention &a, const oz_batch &b, const float *projected, int key, int64_t token) {
     const int64_t half = a.key_heads * a.channels / 2, width = (a.query_heads + a.key_heads) * a.channels;
     const int32_t sequence = b.sequence_of[token];
-    const float *own = step.projected + token * step.stride + width;
-    const float *before = token > b.firsts[sequence] ? step.projected + (token - 1) * step.stride + width + half
+    const float *own = projected + token * projected_width(a) + width;
+    const float *before = token > b.firsts[sequence] ? own - projected_width(a) + half
                                                      : a.delayed + b.slots[sequence] * half;
-    float *value = a.values + place_of(a, b, key, token);
+    float value[kMostChannels];
     for (int64_t c = 0; c < a.channels; ++c) {
         const int64_t channel = key * a.channels + c;
         value[c] = channel < half ? own[channel] : before[channel - half];
     }
+    keep(a, value, a.values, place_of(a, b, key, token));
 }
 
-OZ_TARGET void convolve(const oz_attention &a, const oz_batch &b, const oz_cca &step, int head, int64_t first,
-                        int tokens) {
+OZ_TARGET void convolve(const oz_attention &a, const oz_batch &b, const float *projected, int head, int64_t first,
+                        int tokens, float *queries) {
     float mixed[kConvolvedTokens][kMostTaps * kMostChannels], out[kConvolvedTokens][kMostChannels];
     for (int t = 0; t < kConvolvedTokens; ++t) {
-        if (t < tokens) mix_depthwise(a, b, step, head, first + t, mixed[t]);
+        if (t < tokens) mix_depthwise(a, b, projected, head, first + t, mixed[t]);
         else std::memset(mixed[t], 0, sizeof(float) * static_cast<size_t>(a.taps1 * a.channels));
     }
     mix_grouped(a, head, tokens, mixed, out);
@@ -139,12 +144,15 @@ OZ_TARGET void convolve(const oz_attention &a, const oz_batch &b, const oz_cca &
         const int64_t token = first + t;
         const bool query = head < a.query_heads;
         const int key = head - a.query_heads;
-        add_mean(a, step.projected + token * step.stride, head, out[t]);
-        norm_and_rotate(a, step, token, query ? 1.0f : a.temperature[key], out[t]);
-        float *target = query ? step.queries + (token * a.query_heads + head) * a.channels
-                              : a.keys + place_of(a, b, key, token);
-        std::memcpy(target, out[t], sizeof(float) * static_cast<size_t>(a.channels));
-        if (!query) store_value(a, b, step, key, token);
+        add_mean(a, projected + token * projected_width(a), head, out[t]);
+        norm_and_rotate(a, b.positions[token], query ? 1.0f : a.temperature[key], out[t]);
+        if (query) {
+            float *to = queries + (token * a.query_heads + head) * a.channels;
+            std::memcpy(to, out[t], sizeof(float) * static_cast<size_t>(a.channels));
+        } else {
+            keep(a, out[t], a.keys, place_of(a, b, key, token));
+            store_value(a, b, projected, key, token);
+        }
     }
 }
 
@@ -154,7 +162,7 @@ OZ_TARGET void convolve(const oz_attention &a, const oz_batch &b, const oz_cca &
 OZ_INLINE void attend_head(const oz_attention &a, const float *query, const float *keys, const float *values, int low,
                            int high, float *running) {
     const int64_t channels = a.channels;
-    float weights[64];
+    float weights[kMostPage];
     const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(channels));
     int place = low;
     for (; place + 4 <= high; place += 4) dots<4>(query, keys + place * channels, channels, channels, weights + place);
@@ -182,20 +190,23 @@ OZ_INLINE void attend_head(const oz_attention &a, const float *query, const floa
     }
 }
 
-OZ_TARGET void attend(const oz_attention &a, const oz_batch &b, const float *queries, int64_t window, int head,
-                      int64_t token, int64_t page, float *running) {
+OZ_TARGET void attend(const oz_attention &a, const oz_batch &b, const float *queries, int head, int64_t token,
+                      int64_t page, float *running) {
     const int64_t position = b.positions[token], start = page * a.page_tokens;
-    const int64_t first = window && position - window + 1 > start ? position - window + 1 - start : 0;
+    const int64_t first = a.window && position - a.window + 1 > start ? position - a.window + 1 - start : 0;
     const int64_t last = position - start + 1 < a.page_tokens ? position - start + 1 : a.page_tokens;
     if (first >= last) return;
     const int64_t slot = b.slots[b.sequence_of[token]];
     const int64_t held = b.tables[slot * b.pages_a_slot + page];
-    const int64_t at = (held * a.key_heads + head) * a.page_tokens * a.channels;
+    const int64_t at = (held * a.key_heads + head) * a.page_tokens;
+    float key_room[kMostPage * kMostChannels], value_room[kMostPage * kMostChannels];
+    const int low = static_cast<int>(first), high = static_cast<int>(last);
+    const float *keys = widened(a, a.keys, at, low, high, key_room);
+    const float *values = widened(a, a.values, at, low, high, value_room);
     const int group = a.query_heads / a.key_heads;
     for (int g = 0; g < group; ++g) {
         const float *query = queries + ((token * a.key_heads + head) * group + g) * a.channels;
-        attend_head(a, query, a.keys + at, a.values + at, static_cast<int>(first), static_cast<int>(last),
-                    running + g * (a.channels + 2));
+        attend_head(a, query, keys, values, low, high, running + g * (a.channels + 2));
     }
 }
 
@@ -246,19 +257,16 @@ OZ_INLINE void gelu(float *x, int64_t count) {
     for (int64_t i = 0; i < count; ++i) x[i] = 0.5f * x[i] * (1.0f + error_function(x[i] * 0.70710678f));
 }
 
-OZ_TARGET void router_state(const oz_router &r, const oz_routing &routing, int64_t token, int64_t first, int64_t last) {
+OZ_TARGET void router_state(const oz_router &r, const float *x, int64_t first, int64_t last, float *states) {
     float values[kMostRouter];
-    const float *x = routing.x + token * r.hidden;
     linear(x, r.down + first * r.hidden, r.down_bias + first, last - first, r.hidden, values);
-    float *states = routing.states + token * r.width;
     for (int64_t i = first; i < last; ++i) {
         states[i] = values[i - first] + (r.depth_scale ? states[i] * r.depth_scale[i] : 0.0f);
     }
 }
 
-OZ_TARGET void choose(const oz_router &r, const oz_routing &routing, int64_t token) {
+OZ_TARGET void choose(const oz_router &r, const float *state, int32_t *chosen, float *weight) {
     float hidden[kMostRouter], next[kMostRouter], p[kMostClasses];
-    const float *state = routing.states + token * r.width;
     const float mean = dot(state, state, r.width) / static_cast<float>(r.width);
     const float inverse = 1.0f / __builtin_sqrtf(mean + r.epsilon);
     for (int64_t i = 0; i < r.width; ++i) hidden[i] = r.norm[i] * (state[i] * inverse);
@@ -275,8 +283,8 @@ OZ_TARGET void choose(const oz_router &r, const oz_routing &routing, int64_t tok
         p[i] /= sum;
         if (p[i] + r.balancing[i] > p[best] + r.balancing[best]) best = i;
     }
-    routing.chosen[token] = best;
-    routing.weights[token] = p[best];
+    *chosen = best;
+    *weight = p[best];
 }
 
 }  // namespace

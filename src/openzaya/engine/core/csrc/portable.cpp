@@ -6,13 +6,6 @@ namespace oz {
 
 namespace {
 
-float from_half(uint16_t half) {
-    const uint32_t sign = (half & 0x8000u) << 16, rest = (half & 0x7fffu) << 13;
-    if (rest >= 0x7c00u << 13) return float_of(sign | rest | 0x7f800000u);
-    // The exponent's bias differs by 112; the product is exact, and makes normal numbers of subnormal halves.
-    return float_of(sign | bits_of(float_of(rest) * 0x1p112f));
-}
-
 void tile4(int rows, const uint8_t *codes, const uint16_t *scales, int64_t columns, int group, const TileRows &x) {
     for (int r = 0; r < rows; ++r) {
         float total[32] = {};
