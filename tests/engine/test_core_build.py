@@ -76,6 +76,16 @@ def test_a_cached_library_that_cannot_be_loaded_is_named(fresh, monkeypatch):
         library.load()
 
 
+def test_an_installed_library_of_other_sources_is_passed_over_whatever_it_lacks(fresh, monkeypatch):
+    source, installed = fresh / "old.cpp", fresh / "old.so"
+    source.write_text('extern "C" const char *oz_fingerprint() { return "of other sources"; }')
+    subprocess.run([*find_compiler(), "-shared", "-fPIC", "-o", str(installed), str(source)], check=True)
+    monkeypatch.setattr(library, "LIBRARY", str(installed))
+    monkeypatch.setenv("CXX", compiler_that(fresh, "exit 1"))
+    with pytest.raises(CoreUnavailable, match="could not be built"):
+        library.load()
+
+
 def test_the_fingerprint_follows_the_sources(monkeypatch, tmp_path):
     before = fingerprint()
     sources = tmp_path / "csrc"

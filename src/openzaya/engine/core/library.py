@@ -152,19 +152,21 @@ def load() -> ctypes.CDLL:
 @functools.cache
 def _load() -> ctypes.CDLL:
     if given := os.environ.get("OPENZAYA_CORE"):
-        return _opened(Path(given))
+        return _declared(_opened(Path(given)))
     installed = Path(__file__).parent / LIBRARY
     if installed.is_file():
         library = _opened(installed)
+        # One of other sources may lack functions that these have, so nothing else is looked up before this.
+        library.oz_fingerprint.restype = ctypes.c_char_p
         if library.oz_fingerprint().decode() == fingerprint():
-            return library
+            return _declared(library)
     cached = _cached()
     if not cached.is_file():
         try:
             build(cached)
         except (BuildError, OSError) as error:
             raise CoreUnavailable(f"the compiled core is not there and could not be built: {error}") from error
-    return _opened(cached)
+    return _declared(_opened(cached))
 
 
 def _cached() -> Path:
@@ -177,11 +179,10 @@ def _opened(path: Path) -> ctypes.CDLL:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise CoreUnavailable(f"{path} cannot be loaded ({error}); remove it, and it is built anew") from error
-    _declare(library)
     return library
 
 
-def _declare(library: ctypes.CDLL) -> None:
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     core, pointer, size = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64
     model, attention, batch = ctypes.POINTER(Model), ctypes.POINTER(Attention), ctypes.POINTER(Batch)
     product = (None, core, ctypes.POINTER(Matrix), ctypes.POINTER(Activations), ctypes.POINTER(Grouping), pointer, size)
@@ -210,3 +211,4 @@ def _declare(library: ctypes.CDLL) -> None:
     for name, (result, *arguments) in signatures.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
+    return library
