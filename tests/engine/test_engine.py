@@ -295,3 +295,18 @@ def test_memory_that_is_no_size_is_refused(text):
 def test_the_parameters_of_sampling_do_not_import_torch():
     code = "import sys, openzaya.engine.params; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_engine_gives_torch_its_threads_back_closed_or_forgotten(model):
+    before = torch.get_num_threads()
+    with Engine(model, memory="1MiB", threads=before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+    forgotten = Engine(model, memory="1MiB", threads=before + 1)
+    del forgotten
+    gc.collect()
+    assert torch.get_num_threads() == before
+    with pytest.raises(ValueError, match="memory"):
+        Engine(model, memory="1KiB", threads=before + 1)
+    gc.collect()
+    assert torch.get_num_threads() == before

@@ -18,6 +18,7 @@ from openzaya.train.loop import Learner, PhaseRun, Run, StepReport
 
 RECIPE = """
 seed = 3
+threads = 1
 dtype = "float32"
 save_seconds = 0.001
 [tokenizer]
@@ -88,6 +89,14 @@ def test_a_run_lowers_the_loss_and_leaves_a_model_with_its_tokenizer_for_each_ph
         assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= files
     losses = [line for line in (folder / "log.jsonl").read_text().splitlines() if '"loss"' in line]
     assert len(losses) == 2
+
+
+def test_a_run_gives_torch_its_threads_back(finished: tuple[Path, list[StepReport | str]], tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    seen: set[int] = set()
+    recipe = RECIPE.replace("threads = 1", f"threads = {before + 1}")
+    Run(config_of(recipe, tmp_path), recipe, tmp_path / "run", lambda _: seen.add(torch.get_num_threads())).run()
+    assert (seen, torch.get_num_threads()) == ({before + 1}, before)
 
 
 def test_a_finished_run_is_not_done_again(finished: tuple[Path, list[StepReport | str]], tmp_path: Path) -> None:

@@ -9,10 +9,9 @@ import re
 import threading
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from openzaya.chat.tokenizer import Tokenizer
 from openzaya.engine.params import SamplingParams
@@ -21,6 +20,7 @@ from openzaya.engine.scheduler import Generation, Scheduler, slots_for
 from openzaya.engine.served import ExecutorName, KVType, Served, ServedModel, serve_folder
 from openzaya.engine.stream import Mailboxes, PieceReader
 from openzaya.engine.text import ReplyText
+from openzaya.engine.torch_threads import torch_threads
 from openzaya.engine.worker import EngineError, Listener, Output, Piece, Reply, Worker
 from openzaya.model.checkpoint import find_model
 from openzaya.model.decoder import ZayaForCausalLM
@@ -75,13 +75,15 @@ class Engine:
         compiled core, from the mapped file and in float32, where nothing speaks against it, and with everything else in
         torch; "compiled" and "torch" leave no choice. `kv_dtype` is the type of keys and values in the core: "float32"
         (also "auto"), "float16" or "int8". With `packed` a quantised folder stays packed in torch too. `threads` are
-        torch's, for the whole process, and the core's; None leaves torch's, and measures how many pay in the core.
+        torch's, for the whole process until `close`, and the core's; None leaves torch's, and measures how many pay in
+        the core.
         `max_batch` is the most sequences that decode together, `prefill_chunk` the prompt tokens computed beside them
         in a step. `seed` makes requests without a seed of their own repeatable. Raises ValueError where the model
         cannot be read or run so, or `memory` is too small for one page of state.
         """
-        if threads is not None:
-            torch.set_num_threads(threads)
+        # Left unclosed, the stack gives torch its threads back when it is collected with the engine.
+        self._borrowed = ExitStack()
+        self._borrowed.enter_context(torch_threads(threads))
         self._loading: dict[str, Any] = {
             "executor": executor, "threads": threads, "kv_dtype": kv_dtype, "packed": packed,
             "dtype": dtype, "device": device, "numerics": numerics,
@@ -209,6 +211,7 @@ class Engine:
     def close(self) -> None:
         """End the engine's thread; unfinished replies fail with EngineError."""
         self._worker.close()
+        self._borrowed.close()
 
     def __enter__(self) -> Engine:
         return self

@@ -138,7 +138,8 @@ class TrainConfig(_Section):
     """A whole run: every phase writes its checkpoint in the native layout to `<out>/<phase>`."""
 
     seed: int = 0
-    threads: int | None = None
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """Of torch (none: its own choice). Another number rounds sums differently, so weights repeat to the bit for one."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of forward and backward; the master weights are float32."""
     tokenizer: TokenizerRecipe = TokenizerRecipe()

@@ -23,6 +23,7 @@ from openzaya.data.mixture import draw_problem
 from openzaya.data.packing import Batch
 from openzaya.data.rollouts import PoolEntry, Speaker, read_pool, roll_out, thinned, write_pool
 from openzaya.engine.engine import Engine
+from openzaya.engine.torch_threads import torch_threads
 from openzaya.locks import alone
 from openzaya.model.checkpoint import save_model
 from openzaya.model.config import ZayaConfig
@@ -134,16 +135,15 @@ class Run:
         if not phases:
             names = ", ".join(phase.name for phase in self.config.phases)
             raise ValueError(f"the phase {only!r} is not in the recipe; it has {names}")
-        if self.config.threads:
-            torch.set_num_threads(self.config.threads)
         self.folder.mkdir(parents=True, exist_ok=True)
         with alone(self.folder):
             self._guard_recipe()
-        for phase in phases:
-            if (self.folder / phase.name).is_dir():
-                self._say(f"{phase.name}: finished before")
-            else:
-                PhaseRun(self, phase).run()
+        with torch_threads(self.config.threads):
+            for phase in phases:
+                if (self.folder / phase.name).is_dir():
+                    self._say(f"{phase.name}: finished before")
+                else:
+                    PhaseRun(self, phase).run()
 
     @property
     def speaker(self) -> Speaker:
