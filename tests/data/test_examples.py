@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from openzaya.chat import ChatTemplate, Tokenizer, train_tokenizer
-from openzaya.data.examples import aggregation_example, plain_example
+from openzaya.data.examples import aggregation_example, agreed, plain_example
 from openzaya.data.mixture import FamilyShare, check_mixture, draw_problem
 from openzaya.data.rollouts import (
     PoolEntry,
@@ -135,18 +135,68 @@ def test_of_solved_and_of_hopeless_problems_only_the_shares_asked_for_stay() -> 
     assert thinned(solved, solved=0.0, unsolved=0.0, seed=1) == solved  # rather than an empty pool
 
 
+@pytest.mark.parametrize(
+    ("tails", "answer"),
+    [
+        (["1: x\nanswer: 4", "answer: 5", "2: y\nanswer: 4", "answer: 6"], "4"),
+        (["answer: 1, 2", "answer: 1, 2 \n", "answer: 2, 1"], "1, 2"),
+        (["answer: 4", "answer: 4", "answer: 5", "answer: 5"], None),
+        (["answer: 4", "answer: 5"], None),
+        (["answer: 4", "4", "1: 2 + 2 = 4"], None),
+        (["answer: 4\n1: 2 + 2 =", "answer: 4", "answer: 5"], None),
+        (["answer: 4"], None),
+        ([], None),
+    ],
+)
+def test_tails_agree_on_the_answer_that_most_of_them_and_more_than_one_end_with(
+    tails: list[str], answer: str | None
+) -> None:
+    assert agreed(tails) == answer
+
+
+def test_an_agreed_answer_is_given_at_once_and_anything_else_is_solved_anew(speaker: Speaker) -> None:
+    problem = draw_problem(MIXTURE, 0, 2)
+    solved = plain_example(problem, speaker.tokenizer, speaker.template)
+
+    def target(tails: list[str]) -> str:
+        example = aggregation_example(problem, tails, speaker.prompts, speaker.tokenizer, speaker.template)
+        return learned_text(speaker.tokenizer, example)
+
+    right, wrong = f"1: ...\nanswer: {problem.answer}", "answer: nothing"
+    short = f"<think>\nanswer: {problem.answer}\n</think>\n\n{problem.reply()}<|im_end|>\n"
+    assert target([right, wrong, right]) == short
+    assert target([right, wrong, "answer: else"]) == learned_text(speaker.tokenizer, solved)
+
+
+def test_tails_that_agree_on_a_wrong_answer_are_drawn_again(speaker: Speaker) -> None:
+    problem = draw_problem(MIXTURE, 1, 7)
+    right, wrong = f"answer: {problem.answer}", "answer: 1000001"
+    pool = [PoolEntry(7, 0, (wrong, wrong, wrong, right, right), (False, False, False, True, True))]
+    for index in range(40):
+        example = draw_aggregation(pool, MIXTURE, speaker, range(3, 5), 1, index)
+        prompt = speaker.tokenizer.decode(example.ids[~example.learned].tolist())
+        assert prompt.count(wrong) <= prompt.count(right)
+    hopeless = [PoolEntry(7, 0, (wrong, wrong, wrong), (False, False, False))]
+    assert learned_text(speaker.tokenizer, draw_aggregation(hopeless, MIXTURE, speaker, range(3, 4), 1, 0))
+
+
 def test_slipped_tails_are_ends_of_worked_solutions_with_slips_up_to_the_rate(speaker: Speaker) -> None:
     def prompt(tails: range, tau: int, rate: float, index: int) -> str:
         example = draw_slipped(MIXTURE, speaker, tails, tau, rate, 1, index)
         return speaker.tokenizer.decode(example.ids[~example.learned].tolist())
 
-    for index in range(12):
-        right = draw_problem(MIXTURE, 1, index).worked.reasoning
-        assert prompt(range(3, 4), 500, 0.0, index).count(right) == 3
+    whole = 0
+    for index in range(40):
+        problem = draw_problem(MIXTURE, 1, index)
+        right, answer = problem.worked.reasoning, f"answer: {problem.answer}"
+        unslipped = prompt(range(3, 4), 500, 0.0, index)
+        assert unslipped.count(answer) == 3
+        whole += unslipped.count(right) == 3
         assert right not in prompt(range(2, 3), 8, 0.0, index)
-        assert prompt(range(2, 3), 8, 0.0, index).count(speaker.last(right, 8)) >= 2
+        assert prompt(range(2, 3), 8, 0.0, index).count(speaker.last(right, 8).rpartition("\n")[2]) >= 2
+    assert 12 < whole < 32  # the other half has tails that are an answer only
     counts = {prompt(range(1, 4), 500, 0.0, index).count("answer:") for index in range(40)}
     assert counts == {1, 2, 3}
-    slipped = [draw_problem(MIXTURE, 1, index).worked.reasoning not in prompt(range(1, 2), 500, 1.0, index)
-               for index in range(40)]  # fmt: skip
-    assert 0.3 < sum(slipped) / len(slipped) < 1.0
+    slipped = [f"answer: {draw_problem(MIXTURE, 1, index).answer}<|im_end|>" not in prompt(range(1, 2), 500, 1.0, index)
+               for index in range(200)]  # fmt: skip
+    assert 0.3 < sum(slipped) / len(slipped) < 0.8

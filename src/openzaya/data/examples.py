@@ -5,6 +5,7 @@ Only the model's own words carry loss: the prompt (the question, and in aggregat
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -15,6 +16,9 @@ from numpy.typing import NDArray
 from openzaya.chat import ChatTemplate, Tokenizer, encode_chat, encode_reply
 from openzaya.mrsa.prompts import Prompts, Task, aggregation_messages
 from openzaya.problems import Problem
+
+_ANSWER = "answer: "
+"""How the last line of a worked solution begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +34,31 @@ class Example:
 
 def plain_example(problem: Problem, tokenizer: Tokenizer, template: ChatTemplate) -> Example:
     """The question and its worked solution."""
-    return _example([{"role": "user", "content": problem.question}], problem, tokenizer, template)
+    question = [{"role": "user", "content": problem.question}]
+    return _example(question, problem.worked.reasoning, problem, tokenizer, template)
 
 
 def aggregation_example(
     problem: Problem, tails: Sequence[str], prompts: Prompts, tokenizer: Tokenizer, template: ChatTemplate
 ) -> Example:
-    """The question with the tails of earlier candidates, put exactly as Markovian RSA puts them, and a worked solution.
+    """The question with the tails of earlier candidates, put exactly as Markovian RSA puts them, and a better solution.
 
-    The report's recipe has a teacher write the better solution (section VI-B); here the problem's own worked solution
-    is the teacher.
+    Where the tails agree on an answer it is given at once: there is no other way to it than through the tails. Where
+    they do not, the problem is solved anew. The report's recipe has a teacher write the better solution (section VI-B);
+    here that is the problem's own worked solution.
     """
-    return _example(aggregation_of(problem, tails, prompts), problem, tokenizer, template)
+    lines = problem.worked.reasoning.splitlines()
+    reasoning = lines[-1] if agreed(tails) is not None else "\n".join(lines)
+    return _example(aggregation_of(problem, tails, prompts), reasoning, problem, tokenizer, template)
+
+
+def agreed(tails: Sequence[str]) -> str | None:
+    """The answer that at least two tails, and more than for any other, end with; None where there is none."""
+    ends = [tail.rstrip().rpartition("\n")[2] for tail in tails]
+    counts = Counter(end.removeprefix(_ANSWER).strip() for end in ends if end.startswith(_ANSWER)).most_common(2)
+    if not counts or counts[0][1] < 2 or (len(counts) == 2 and counts[0][1] == counts[1][1]):
+        return None
+    return counts[0][0]
 
 
 def aggregation_of(problem: Problem, tails: Sequence[str], prompts: Prompts) -> list[Mapping[str, Any]]:
@@ -51,10 +68,14 @@ def aggregation_of(problem: Problem, tails: Sequence[str], prompts: Prompts) -> 
 
 
 def _example(
-    messages: Sequence[Mapping[str, Any]], problem: Problem, tokenizer: Tokenizer, template: ChatTemplate
+    messages: Sequence[Mapping[str, Any]],
+    reasoning: str,
+    problem: Problem,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
 ) -> Example:
     prompt = encode_chat(tokenizer, template, messages)
-    reply = encode_reply(tokenizer, problem.worked.reasoning, problem.reply())
+    reply = encode_reply(tokenizer, reasoning, problem.reply())
     ids = np.asarray(prompt + reply, dtype=np.int32)
     learned = np.zeros(len(ids), dtype=np.bool_)
     learned[len(prompt) :] = True

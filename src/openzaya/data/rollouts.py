@@ -14,11 +14,14 @@ from random import Random
 from typing import Any, Protocol
 
 from openzaya.chat import ChatTemplate, ReasoningSplitter, Tokenizer, encode_chat
-from openzaya.data.examples import Example, aggregation_example, aggregation_of
+from openzaya.data.examples import Example, aggregation_example, aggregation_of, agreed
 from openzaya.data.mixture import Mixture, draw_problem
 from openzaya.grading import extract_answer
 from openzaya.mrsa.prompts import Prompts
 from openzaya.problems import Problem, verify, work
+
+_DRAWS = 64
+"""Most draws of tails for one example."""
 
 
 class Sampler(Protocol):
@@ -130,22 +133,45 @@ def draw_aggregation(
 ) -> Example:
     """Aggregation example number `index` of a pool of this mixture and seed: a problem and a draw of its tails."""
     random = Random(f"aggregation/{seed}/{index}")
-    entry = pool[random.randrange(len(pool))]
-    problem = draw_problem(mixture, seed, entry.index)
-    chosen = random.sample(entry.tails, min(random.choice(tails), len(entry.tails)))
-    return aggregation_example(problem, chosen, speaker.prompts, speaker.tokenizer, speaker.template)
+
+    def draw() -> tuple[Problem, list[str]]:
+        entry = pool[random.randrange(len(pool))]
+        count = min(random.choice(tails), len(entry.tails))
+        return draw_problem(mixture, seed, entry.index), random.sample(entry.tails, count)
+
+    return _first_fair(draw, speaker)
 
 
 def draw_slipped(
     mixture: Mixture, speaker: Speaker, tails: range, tau: int, slip_rate: float, seed: int, index: int
 ) -> Example:
-    """Aggregation example number `index`: tails are worked solutions with slips, at a rate drawn up to `slip_rate`."""
+    """Aggregation example number `index`: tails are worked solutions, of which a share drawn at random slips.
+
+    In half of the examples, as in a later round of Markovian RSA, some tails are no more than an answer.
+    """
     random = Random(f"slipped/{seed}/{index}")
     problem = draw_problem(mixture, seed, index)
-    rate = random.uniform(0.0, slip_rate)
-    attempts = [work(problem, slip_rate=rate, seed=random.getrandbits(32)) for _ in range(random.choice(tails))]
-    chosen = [speaker.last(attempt.reasoning, tau) for attempt in attempts]
-    return aggregation_example(problem, chosen, speaker.prompts, speaker.tokenizer, speaker.template)
+    slipping, short = random.random(), max(0.0, random.uniform(-1.0, 1.0))
+
+    def tail() -> str:
+        rate = slip_rate if random.random() < slipping else 0.0
+        text = speaker.last(work(problem, slip_rate=rate, seed=random.getrandbits(32)).reasoning, tau)
+        return text.rpartition("\n")[2] if random.random() < short else text
+
+    return _first_fair(lambda: (problem, [tail() for _tail in range(random.choice(tails))]), speaker)
+
+
+def _first_fair(draw: Callable[[], tuple[Problem, list[str]]], speaker: Speaker) -> Example:
+    """The example of the first draw whose tails do not agree on a wrong answer, or of the last draw.
+
+    Nothing in such tails says that they are wrong, so a right target would teach distrust and no more.
+    """
+    for _draw in range(_DRAWS):
+        problem, tails = draw()
+        answer = agreed(tails)
+        if answer is None or verify(problem, answer):
+            break
+    return aggregation_example(problem, tails, speaker.prompts, speaker.tokenizer, speaker.template)
 
 
 def _entry(
