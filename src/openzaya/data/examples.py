@@ -39,23 +39,35 @@ def plain_example(problem: Problem, tokenizer: Tokenizer, template: ChatTemplate
 
 
 def aggregation_example(
-    problem: Problem, tails: Sequence[str], prompts: Prompts, tokenizer: Tokenizer, template: ChatTemplate
+    problem: Problem,
+    tails: Sequence[str],
+    prompts: Prompts,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    *,
+    solved: bool = False,
 ) -> Example:
     """The question with the tails of earlier candidates, put exactly as Markovian RSA puts them, and a better solution.
 
-    Where the tails agree on an answer it is given at once: there is no other way to it than through the tails. Where
-    they do not, the problem is solved anew. The report's recipe has a teacher write the better solution (section VI-B);
-    here that is the problem's own worked solution.
+    The better solution gives the right answer at once, so that there is no other way to it than through the tails; with
+    `solved` it is the whole worked solution. The report's recipe has a teacher write it (section VI-B); here the
+    problem's own worked solution is the teacher.
     """
-    lines = problem.worked.reasoning.splitlines()
-    reasoning = lines[-1] if agreed(tails) is not None else "\n".join(lines)
+    reasoning = problem.worked.reasoning
+    if not solved:
+        reasoning = reasoning.rpartition("\n")[2]
     return _example(aggregation_of(problem, tails, prompts), reasoning, problem, tokenizer, template)
+
+
+def answers_of(tails: Sequence[str]) -> list[str]:
+    """The answers that tails end with, of those that do."""
+    ends = [tail.rstrip().rpartition("\n")[2] for tail in tails]
+    return [end.removeprefix(_ANSWER).strip() for end in ends if end.startswith(_ANSWER)]
 
 
 def agreed(tails: Sequence[str]) -> str | None:
     """The answer that at least two tails, and more than for any other, end with; None where there is none."""
-    ends = [tail.rstrip().rpartition("\n")[2] for tail in tails]
-    counts = Counter(end.removeprefix(_ANSWER).strip() for end in ends if end.startswith(_ANSWER)).most_common(2)
+    counts = Counter(answers_of(tails)).most_common(2)
     if not counts or counts[0][1] < 2 or (len(counts) == 2 and counts[0][1] == counts[1][1]):
         return None
     return counts[0][0]

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from openzaya.chat import ChatTemplate, ReasoningSplitter, Tokenizer, encode_chat
-from openzaya.data.examples import Example, aggregation_example, aggregation_of, agreed
+from openzaya.data.examples import Example, aggregation_example, aggregation_of, agreed, answers_of
 from openzaya.data.mixture import Mixture, draw_problem
 from openzaya.grading import extract_answer
 from openzaya.mrsa.prompts import Prompts
@@ -22,6 +22,9 @@ from openzaya.problems import Problem, verify, work
 
 _DRAWS = 64
 """Most draws of tails for one example."""
+
+Undecided = Literal["solved", "chosen"]
+"""What becomes of tails that do not agree: the problem is solved anew, or the right one of their answers is chosen."""
 
 
 class Sampler(Protocol):
@@ -129,7 +132,14 @@ def thinned(entries: Sequence[PoolEntry], *, solved: float, unsolved: float, see
 
 
 def draw_aggregation(
-    pool: Sequence[PoolEntry], mixture: Mixture, speaker: Speaker, tails: range, seed: int, index: int
+    pool: Sequence[PoolEntry],
+    mixture: Mixture,
+    speaker: Speaker,
+    tails: range,
+    seed: int,
+    index: int,
+    *,
+    undecided: Undecided = "chosen",
 ) -> Example:
     """Aggregation example number `index` of a pool of this mixture and seed: a problem and a draw of its tails."""
     random = Random(f"aggregation/{seed}/{index}")
@@ -139,11 +149,19 @@ def draw_aggregation(
         count = min(random.choice(tails), len(entry.tails))
         return draw_problem(mixture, seed, entry.index), random.sample(entry.tails, count)
 
-    return _first_fair(draw, speaker)
+    return _first_fair(draw, speaker, undecided)
 
 
 def draw_slipped(
-    mixture: Mixture, speaker: Speaker, tails: range, tau: int, slip_rate: float, seed: int, index: int
+    mixture: Mixture,
+    speaker: Speaker,
+    tails: range,
+    tau: int,
+    slip_rate: float,
+    seed: int,
+    index: int,
+    *,
+    undecided: Undecided = "chosen",
 ) -> Example:
     """Aggregation example number `index`: tails are worked solutions, of which a share drawn at random slips.
 
@@ -158,20 +176,23 @@ def draw_slipped(
         text = speaker.last(work(problem, slip_rate=rate, seed=random.getrandbits(32)).reasoning, tau)
         return text.rpartition("\n")[2] if random.random() < short else text
 
-    return _first_fair(lambda: (problem, [tail() for _tail in range(random.choice(tails))]), speaker)
+    return _first_fair(lambda: (problem, [tail() for _tail in range(random.choice(tails))]), speaker, undecided)
 
 
-def _first_fair(draw: Callable[[], tuple[Problem, list[str]]], speaker: Speaker) -> Example:
-    """The example of the first draw whose tails do not agree on a wrong answer, or of the last draw.
+def _first_fair(draw: Callable[[], tuple[Problem, list[str]]], speaker: Speaker, undecided: Undecided) -> Example:
+    """The example of the first draw whose tails lead to its target, or of the last draw.
 
-    Nothing in such tails says that they are wrong, so a right target would teach distrust and no more.
+    Tails that agree on a wrong answer never do: nothing in them says that it is wrong, so a right target would teach
+    distrust and no more.
     """
     for _draw in range(_DRAWS):
         problem, tails = draw()
         answer = agreed(tails)
-        if answer is None or verify(problem, answer):
+        solved = answer is None and undecided == "solved"
+        found = [answer] if answer is not None else answers_of(tails)
+        if solved or any(verify(problem, one) for one in found):
             break
-    return aggregation_example(problem, tails, speaker.prompts, speaker.tokenizer, speaker.template)
+    return aggregation_example(problem, tails, speaker.prompts, speaker.tokenizer, speaker.template, solved=solved)
 
 
 def _entry(

@@ -124,5 +124,8 @@ class BatchSource:
                 recipe.slip_rate,
                 self.seed,
                 _SLIPPED + index,
+                undecided=recipe.undecided,
             )
-        return draw_aggregation(pool, self.mixture, self.speaker, recipe.tail_range(), self.seed, index)
+        return draw_aggregation(
+            pool, self.mixture, self.speaker, recipe.tail_range(), self.seed, index, undecided=recipe.undecided
+        )

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from openzaya.data.mixture import FamilyShare, check_mixture
+from openzaya.data.rollouts import Undecided
 from openzaya.model.config import NAMED_SHAPES, ZayaConfig
 
 Positive = Annotated[int, Field(gt=0)]
@@ -55,7 +56,7 @@ class OptimizerRecipe(_Section):
 
 
 class AggregationRecipe(_Section):
-    """Aggregation examples: question and tails, to a worked solution.
+    """Aggregation examples: question and tails, to a better solution.
 
     Tails come from the model's own rollouts, refreshed as it learns, or are worked solutions with random slips. Those
     cost nothing, so they can teach how to read tails from the first step, when the model cannot yet solve without.
@@ -67,6 +68,9 @@ class AggregationRecipe(_Section):
     """Share of the aggregation examples whose tails are worked solutions with slips; 1 needs no rollouts."""
     slip_rate: Fraction = 0.2
     """Largest probability that a computed value slips; each example draws its own rate below it."""
+    undecided: Undecided = "chosen"
+    """Of tails that do not agree on an answer the right one is "chosen" (examples without a right one are left out), or
+    the problem is "solved" anew in full. Where tails agree on the right answer, it is given at once."""
     tails: Positive = 4
     """Most tails of an example."""
     fewest_tails: Positive | None = None
