@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from openzaya.chat import ChatTemplate, Tokenizer, train_tokenizer
-from openzaya.data.examples import aggregation_example, agreed, plain_example
+from openzaya.data.examples import aggregation_example, agreed, answers_of, plain_example
 from openzaya.data.mixture import FamilyShare, check_mixture, draw_problem
 from openzaya.data.rollouts import (
     PoolEntry,
     Speaker,
+    Undecided,
     draw_aggregation,
     draw_slipped,
     read_pool,
@@ -52,7 +53,10 @@ def test_an_aggregation_example_shows_its_tails_to_the_byte_and_learns_none_of_t
     example = aggregation_example(problem, tails, speaker.prompts, speaker.tokenizer, speaker.template)
     whole = speaker.tokenizer.decode(example.ids.tolist())
     assert all(tail in whole for tail in tails)
-    assert learned_text(speaker.tokenizer, example) == learned_text(
+    short = f"<think>\nanswer: {problem.answer}\n</think>\n\n{problem.reply()}<|im_end|>\n"
+    assert learned_text(speaker.tokenizer, example) == short
+    solved = aggregation_example(problem, tails, speaker.prompts, speaker.tokenizer, speaker.template, solved=True)
+    assert learned_text(speaker.tokenizer, solved) == learned_text(
         speaker.tokenizer, plain_example(problem, speaker.tokenizer, speaker.template)
     )
 
@@ -111,7 +115,9 @@ def test_rollouts_become_tails_of_exactly_tau_tokens_and_a_second_round_reads_th
 
 
 def test_a_pool_survives_the_disk_and_draws_by_number(speaker: Speaker, tmp_path: Path) -> None:
-    pool = [PoolEntry(7, 0, ("a {b}", "c\n d", "é", "4", "5"), (True, False, False, True, True))]
+    answer = f"answer: {draw_problem(MIXTURE, 1, 7).answer}"
+    tails = tuple(f"{text}\n{answer}" for text in ("a {b}", "c\n d", "é", "4", "5"))
+    pool = [PoolEntry(7, 0, tails, (True, False, False, True, True))]
     write_pool(tmp_path / "pool.jsonl", pool)
     assert read_pool(tmp_path / "pool.jsonl") == pool
     draws = [draw_aggregation(pool, MIXTURE, speaker, range(4, 5), 1, index).ids.tolist() for index in range(6)]
@@ -154,35 +160,41 @@ def test_tails_agree_on_the_answer_that_most_of_them_and_more_than_one_end_with(
     assert agreed(tails) == answer
 
 
-def test_an_agreed_answer_is_given_at_once_and_anything_else_is_solved_anew(speaker: Speaker) -> None:
-    problem = draw_problem(MIXTURE, 0, 2)
-    solved = plain_example(problem, speaker.tokenizer, speaker.template)
-
-    def target(tails: list[str]) -> str:
-        example = aggregation_example(problem, tails, speaker.prompts, speaker.tokenizer, speaker.template)
-        return learned_text(speaker.tokenizer, example)
-
-    right, wrong = f"1: ...\nanswer: {problem.answer}", "answer: nothing"
-    short = f"<think>\nanswer: {problem.answer}\n</think>\n\n{problem.reply()}<|im_end|>\n"
-    assert target([right, wrong, right]) == short
-    assert target([right, wrong, "answer: else"]) == learned_text(speaker.tokenizer, solved)
+def test_the_answers_of_tails_are_those_that_they_end_with() -> None:
+    assert answers_of(["1: x\nanswer: 4, 5 ", "2: 3 + 3 =", "answer: 6\n\n", ""]) == ["4, 5", "6"]
 
 
-def test_tails_that_agree_on_a_wrong_answer_are_drawn_again(speaker: Speaker) -> None:
+def drawn(speaker: Speaker, answers: list[str], undecided: Undecided, index: int) -> tuple[str, str]:
+    """Prompt and target of an example of problem 7, whose candidates gave `answers`."""
     problem = draw_problem(MIXTURE, 1, 7)
-    right, wrong = f"answer: {problem.answer}", "answer: 1000001"
-    pool = [PoolEntry(7, 0, (wrong, wrong, wrong, right, right), (False, False, False, True, True))]
+    tails = tuple(f"answer: {answer.replace('right', problem.answer)}" for answer in answers)
+    pool = [PoolEntry(7, 0, tails, tuple(answer == "right" for answer in answers))]
+    example = draw_aggregation(pool, MIXTURE, speaker, range(3, 4), 1, index, undecided=undecided)
+    prompt = speaker.tokenizer.decode(example.ids[~example.learned].tolist()).replace("<|im_end|>", "\n")
+    return prompt.replace(f"answer: {problem.answer}\n", "answer: right\n"), learned_text(speaker.tokenizer, example)
+
+
+@pytest.mark.parametrize("undecided", ["solved", "chosen"])
+def test_tails_that_agree_on_a_wrong_answer_are_drawn_again(speaker: Speaker, undecided: Undecided) -> None:
     for index in range(40):
-        example = draw_aggregation(pool, MIXTURE, speaker, range(3, 5), 1, index)
-        prompt = speaker.tokenizer.decode(example.ids[~example.learned].tolist())
-        assert prompt.count(wrong) <= prompt.count(right)
-    hopeless = [PoolEntry(7, 0, (wrong, wrong, wrong), (False, False, False))]
-    assert learned_text(speaker.tokenizer, draw_aggregation(hopeless, MIXTURE, speaker, range(3, 4), 1, 0))
+        prompt, target = drawn(speaker, ["1000001", "1000001", "right", "right"], undecided, index)
+        assert prompt.count("answer: 1000001") == 1
+        assert target.startswith("<think>\nanswer: ")
+    assert drawn(speaker, ["1000001"] * 4, undecided, 0)[1].startswith("<think>\nanswer: ")  # rather than for ever
+
+
+def test_of_tails_that_do_not_agree_a_right_one_is_chosen_or_the_problem_is_solved_anew(speaker: Speaker) -> None:
+    candidates = ["1000001", "1000002", "1000003", "right"]
+    prompts = [drawn(speaker, candidates, "chosen", index) for index in range(40)]
+    assert all("answer: right" in prompt and target.startswith("<think>\nanswer: ") for prompt, target in prompts)
+    prompts = [drawn(speaker, candidates, "solved", index) for index in range(40)]
+    assert 0 < sum("answer: right" in prompt for prompt, _target in prompts) < 40
+    assert all(target.startswith("<think>\n1: ") for _prompt, target in prompts)
 
 
 def test_slipped_tails_are_ends_of_worked_solutions_with_slips_up_to_the_rate(speaker: Speaker) -> None:
     def prompt(tails: range, tau: int, rate: float, index: int) -> str:
-        example = draw_slipped(MIXTURE, speaker, tails, tau, rate, 1, index)
+        example = draw_slipped(MIXTURE, speaker, tails, tau, rate, 1, index, undecided="solved")
         return speaker.tokenizer.decode(example.ids[~example.learned].tolist())
 
     whole = 0
