@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 import core_reference as reference
-from engine_models import SMALL
+from engine_models import SMALL, small_model
 from openzaya.engine.core.plan import QuantisedWeights
 
 SHAPE = SMALL.with_(
@@ -14,6 +14,18 @@ SHAPE = SMALL.with_(
     layer_types=("hybrid_sliding", "hybrid", "hybrid"), sliding_window=37,
 )  # fmt: skip
 QKV = ("q_proj.weight", "k_proj.weight", "v_proj_current.weight", "v_proj_delayed.weight")
+
+
+def decided_model(config, skip_bias=0.0):
+    """A small model whose tokens go to many classes of its routers, the skip class among them, and to great effect."""
+    model = small_model(config)
+    with torch.no_grad():
+        for block in model.model.layers:
+            block.mlp.gate.balancing_biases.zero_()
+            block.mlp.gate.balancing_biases[-1] = skip_bias
+            block.mlp.gate.router_mlp.out_proj.weight.mul_(8)
+            block.post_mlp_residual_scale.hidden_states_scale.mul_(10)
+    return model
 
 
 def rounded(weight_NK, bits):

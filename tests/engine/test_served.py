@@ -12,6 +12,7 @@ from openzaya.engine.core.executor import CompiledExecutor
 from openzaya.engine.core.products import CoreUnavailable
 from openzaya.engine.engine import Engine
 from openzaya.engine.executor import TorchExecutor
+from openzaya.engine.served import ServedModel
 from openzaya.model.checkpoint import load_model, save_model
 from openzaya.model.quantised.quantise import quantise_checkpoint
 from openzaya.model.quantised.scheme import scheme_of
@@ -89,6 +90,16 @@ def test_torch_is_taken_where_it_is_asked_for_or_a_type_is(folders):
             assert len(spoken(engine)) == 24
     with Engine(folders / "plain0", memory="32MiB") as engine:
         assert isinstance(executor_of(engine), TorchExecutor)
+
+
+def test_the_state_of_a_model_has_the_type_of_its_numerics():
+    types = []
+    for numerics in ("hf", "report"):
+        model = small_model(SHAPE, numerics=numerics).bfloat16()
+        pool = ServedModel(model).pool(memory=1 << 24, slots=2)
+        assert pool.columns.dtype == model.numerics.state_dtype(torch.bfloat16)
+        types.append(pool.columns.dtype)
+    assert types[0] != types[1]
 
 
 def test_without_a_core_the_engine_says_so_and_goes_on_in_torch(folders, monkeypatch, caplog):
