@@ -1,4 +1,4 @@
-"""Small random models for the tests of the engine, and what they say without an engine."""
+"""Small random models for the tests of the engine, what they say without an engine, and ways to draw from them."""
 
 from __future__ import annotations
 
@@ -35,6 +35,19 @@ SHAPES = {
     "no convolution history": SMALL.with_(cca_time0=1, cca_time1=1),
     "one key head": SMALL.with_(num_key_value_heads=1, num_attention_heads=3, num_hidden_layers=3),
 }
+
+SAMPLING = (
+    SamplingParams(),
+    SamplingParams(temperature=0),
+    SamplingParams(temperature=0.6),
+    SamplingParams(temperature=1.7),
+    SamplingParams(top_k=7),
+    SamplingParams(top_p=0.8),
+    SamplingParams(min_p=0.05),
+    SamplingParams(temperature=1.5, top_p=0.95),
+    SamplingParams(temperature=0.7, top_k=20, top_p=0.9, min_p=0.01),
+)
+"""Every way to draw a token, and some together."""
 
 
 def small_model(config: ZayaConfig = SMALL, *, seed: int = 0, numerics: str = "hf") -> ZayaForCausalLM:

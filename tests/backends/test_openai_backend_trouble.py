@@ -206,7 +206,8 @@ def test_closing_the_stream_stops_the_work_at_its_source(style: Any) -> None:
 
     with FakeServer(Reply(reasoning="one two three four", stall_after=4), style=style) as server:
         run_with([server.url], leave)
-        server.wait_until(lambda server: len(server.aborts) == 1)
+        server.wait_until(lambda server: bool(server.aborts))
+        assert len(server.requests) == len(server.aborts) == 1
 
 
 def test_cancelling_a_task_reaches_every_open_request_and_frees_its_place() -> None:

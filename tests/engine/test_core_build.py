@@ -76,6 +76,12 @@ def test_a_cached_library_that_cannot_be_loaded_is_named(fresh, monkeypatch):
         library.load()
 
 
+def test_a_library_that_is_named_is_the_one_that_is_loaded(fresh, monkeypatch):
+    monkeypatch.setenv("OPENZAYA_CORE", str(fresh / "mine.so"))
+    with pytest.raises(CoreUnavailable, match=r"mine\.so cannot be loaded .* unset OPENZAYA_CORE"):
+        library.load()
+
+
 def test_an_installed_library_of_other_sources_is_passed_over_whatever_it_lacks(fresh, monkeypatch):
     source, installed = fresh / "old.cpp", fresh / "old.so"
     source.write_text('extern "C" const char *oz_fingerprint() { return "of other sources"; }')
@@ -119,7 +125,7 @@ def test_installing_takes_the_core_along_or_says_why_not(tmp_path, works):
     names = zipfile.ZipFile(wheel).namelist()
     assert re.search(r"-py3-none-(?!any)\w+\.whl$", wheel.name)
     assert ("openzaya/engine/core/libopenzaya_core.so" in names) == works
-    assert "openzaya/engine/core/csrc/pool.cpp" in names
+    assert {f"openzaya/engine/core/csrc/{path.name}" for path in build.SOURCES.iterdir()} <= set(names)
     assert ("installed without its compiled core" in done.stderr) != works
 
 

@@ -8,30 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine_models import SAMPLING
 from openzaya.engine.core import draw
-from openzaya.engine.core.products import Core, CoreUnavailable, supported_variants
+from openzaya.engine.core.products import Core
 from openzaya.engine.params import SamplingParams
 from openzaya.engine.sampling import sample, uniforms
 
-KINDS = [
-    SamplingParams(),
-    SamplingParams(temperature=0),
-    SamplingParams(temperature=0.6),
-    SamplingParams(top_k=7),
-    SamplingParams(top_p=0.8),
-    SamplingParams(min_p=0.05),
-    SamplingParams(temperature=0.7, top_k=20, top_p=0.9, min_p=0.01),
-    SamplingParams(temperature=1.5, top_p=0.95),
-]
-
 
 @pytest.fixture(scope="module")
-def cores():
-    try:
-        supported = supported_variants()
-    except CoreUnavailable as error:
-        pytest.skip(str(error))
-    return [Core(threads=2, variant=variant) for variant in {supported[0], supported[-1]}]
+def cores(variants):
+    return [Core(threads=2, variant=variant) for variant in {variants[0], variants[-1]}]
 
 
 def scores(seed, rows, vocabulary, spread):
@@ -64,7 +50,7 @@ def test_tokens_are_those_of_sampling(cores, data):
         np.testing.assert_array_equal(tokens[tokens >= 0], expected[tokens >= 0])
 
 
-@pytest.mark.parametrize("params", KINDS, ids=repr)
+@pytest.mark.parametrize("params", SAMPLING, ids=repr)
 def test_the_core_is_nearly_always_certain(cores, params):
     rows = 400
     logits, seeds, places = scores(1, rows, 5000, 3), np.arange(rows, dtype=np.uint64), np.zeros(rows, dtype=np.int64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +12,10 @@ from hypothesis import strategies as st
 
 import core_reference as reference
 from engine_models import SHAPES, small_model
-from openzaya.engine.core import plan
+from openzaya.engine.core import build, plan
 from openzaya.engine.core.batch import Batch
 from openzaya.engine.core.plan import QuantisedWeights, Rotary, Tensors, refusal
-from openzaya.engine.core.products import Core, CoreUnavailable, address, supported_variants
+from openzaya.engine.core.products import Core, address
 from openzaya.engine.state import PAGE, StatePool
 from openzaya.model.placement import place
 
@@ -21,12 +23,8 @@ LENGTH = 75
 
 
 @pytest.fixture(scope="module")
-def cores():
-    try:
-        supported = supported_variants()
-    except CoreUnavailable as error:
-        pytest.skip(str(error))
-    return [Core(threads=threads, variant=variant) for threads, variant in zip((1, 2, 3, 2), supported)]
+def cores(variants):
+    return [Core(threads=threads, variant=variant) for threads, variant in zip((1, 2, 3, 2, 1), variants)]
 
 
 def tensors_of(model):
@@ -256,3 +254,12 @@ def test_shapes_that_the_core_has_no_room_for_are_refused():
     assert refusal(SHAPES["plain"]) is None
     assert "head_dim is 512" in refusal(SHAPES["plain"].with_(head_dim=512))
     assert "cca_time0 is 5" in refusal(SHAPES["plain"].with_(cca_time0=5))
+    assert refusal(SHAPES["plain"].with_(num_experts=255)) is None
+    assert "num_experts is 256, and the compiled core goes up to 255" in refusal(SHAPES["plain"].with_(num_experts=256))
+
+
+def test_the_limits_of_a_shape_are_the_sizes_of_the_arrays_in_c():
+    found = re.findall(r"kMost(\w+) = (\d+)", (build.SOURCES / "layer.h").read_text(encoding="utf-8"))
+    limits = {name: int(size) for name, size in found}
+    assert len(limits) == 6
+    assert limits == {name: getattr(plan, f"_MOST_{name.upper()}") for name in limits}

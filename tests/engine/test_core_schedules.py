@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_core_executor import SHAPE, quantised
 
+from core_models import SHAPE, quantised
 from engine_models import generation, prompt, small_model
 from openzaya.engine.core.executor import CompiledExecutor
-from openzaya.engine.core.products import Core, CoreUnavailable, supported_variants
+from openzaya.engine.core.products import Core
 from openzaya.engine.executor import PromptChunk, StepBatch
 from openzaya.engine.params import SamplingParams
 from openzaya.engine.scheduler import Scheduler, slots_for
@@ -25,12 +25,8 @@ TYPES = (torch.float32, torch.float16, torch.int8)
 
 
 @pytest.fixture(scope="module")
-def cores():
-    try:
-        supported = supported_variants()
-    except CoreUnavailable as error:
-        pytest.skip(str(error))
-    with Core(threads=1, variant=supported[0]) as alone, Core(threads=3) as busy:
+def cores(variants):
+    with Core(threads=1, variant=variants[0]) as alone, Core(threads=3) as busy:
         yield alone, busy
 
 

@@ -14,17 +14,10 @@ import pytest
 
 import core_reference as reference
 from openzaya.engine.core import products
-from openzaya.engine.core.products import Core, CoreUnavailable, Grouping, supported_variants
+from openzaya.engine.core.products import Core, Grouping
 
+pytestmark = pytest.mark.usefixtures("variants")
 TASKS = Path("/proc/self/task")
-
-
-@pytest.fixture(autouse=True)
-def _needs_the_core():
-    try:
-        supported_variants()
-    except CoreUnavailable as error:
-        pytest.skip(str(error))
 
 
 def small_product(seed=0):

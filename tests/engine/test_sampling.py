@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine_models import SAMPLING
 from openzaya.engine.params import SamplingParams
 from openzaya.engine.sampling import derived_seed, logprobs, sample, uniforms
 
@@ -43,20 +44,7 @@ def draw(scores, params, count):
     return sample(rows, [params] * count, seeds, np.zeros(count, dtype=np.int64))
 
 
-@pytest.mark.parametrize(
-    "params",
-    [
-        SamplingParams(),
-        SamplingParams(temperature=0.6),
-        SamplingParams(temperature=1.7),
-        SamplingParams(top_k=7),
-        SamplingParams(top_p=0.8),
-        SamplingParams(min_p=0.05),
-        SamplingParams(temperature=0.7, top_k=20, top_p=0.9, min_p=0.01),
-        SamplingParams(temperature=0),
-    ],
-    ids=repr,
-)
+@pytest.mark.parametrize("params", SAMPLING, ids=repr)
 def test_drawn_frequencies_follow_the_distribution(params):
     scores = (2 * np.random.default_rng(0).standard_normal(37)).astype(np.float32)
     expected = oracle(scores, params)

@@ -9,9 +9,10 @@ import torch
 
 from engine_models import SMALL, prompt, small_model, small_tokenizer
 from openzaya.engine.core.executor import CompiledExecutor
-from openzaya.engine.core.products import CoreUnavailable, supported_variants
+from openzaya.engine.core.products import CoreUnavailable
 from openzaya.engine.engine import Engine
 from openzaya.engine.executor import TorchExecutor
+from openzaya.engine.served import ServedModel
 from openzaya.model.checkpoint import load_model, save_model
 from openzaya.model.quantised.quantise import quantise_checkpoint
 from openzaya.model.quantised.scheme import scheme_of
@@ -32,14 +33,6 @@ def folders(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="module")
-def _core():
-    try:
-        supported_variants()
-    except CoreUnavailable as error:
-        pytest.skip(str(error))
-
-
 def executor_of(engine):
     return engine._worker.between_steps(lambda scheduler: scheduler.executor)
 
@@ -48,7 +41,7 @@ def spoken(engine, length=40):
     return engine.generate([prompt(length)], **ASKED)[0][0].token_ids
 
 
-@pytest.mark.usefixtures("_core")
+@pytest.mark.usefixtures("variants")
 @pytest.mark.parametrize("scheme", ["w80", "w40"])
 def test_a_quantised_folder_opens_in_the_core_and_says_what_its_weights_say(folders, scheme):
     prompts = [prompt(60, seed) for seed in range(8)]
@@ -66,7 +59,7 @@ def test_a_quantised_folder_opens_in_the_core_and_says_what_its_weights_say(fold
     assert sum(errors) / len(errors) < 0.3
 
 
-@pytest.mark.usefixtures("_core")
+@pytest.mark.usefixtures("variants")
 def test_replies_of_a_quantised_folder_do_not_depend_on_batch_chunk_and_threads(folders):
     def all_spoken(**options):
         with Engine(folders / "w80", memory="32MiB", **options) as engine:
@@ -76,7 +69,7 @@ def test_replies_of_a_quantised_folder_do_not_depend_on_batch_chunk_and_threads(
     assert all_spoken(threads=1, max_batch=1) == all_spoken(threads=2, max_batch=16, prefill_chunk=17)
 
 
-@pytest.mark.usefixtures("_core")
+@pytest.mark.usefixtures("variants")
 def test_keys_and_values_in_fewer_bits_hold_more_tokens_and_say_nearly_the_same(folders):
     held, scores = {}, {}
     for kv_dtype in ("float32", "float16", "int8"):
@@ -91,12 +84,22 @@ def test_keys_and_values_in_fewer_bits_hold_more_tokens_and_say_nearly_the_same(
 
 
 def test_torch_is_taken_where_it_is_asked_for_or_a_type_is(folders):
-    for options in ({"executor": "torch"}, {"dtype": "bfloat16"}, {"packed": True}):
+    for options in ({"executor": "torch"}, {"dtype": "bfloat16"}, {"dtype": "float32"}, {"packed": True}):
         with Engine(folders / "w80", memory="32MiB", **options) as engine:
             assert isinstance(executor_of(engine), TorchExecutor)
             assert len(spoken(engine)) == 24
     with Engine(folders / "plain0", memory="32MiB") as engine:
         assert isinstance(executor_of(engine), TorchExecutor)
+
+
+def test_the_state_of_a_model_has_the_type_of_its_numerics():
+    types = []
+    for numerics in ("hf", "report"):
+        model = small_model(SHAPE, numerics=numerics).bfloat16()
+        pool = ServedModel(model).pool(memory=1 << 24, slots=2)
+        assert pool.columns.dtype == model.numerics.state_dtype(torch.bfloat16)
+        types.append(pool.columns.dtype)
+    assert types[0] != types[1]
 
 
 def test_without_a_core_the_engine_says_so_and_goes_on_in_torch(folders, monkeypatch, caplog):
@@ -108,8 +111,22 @@ def test_without_a_core_the_engine_says_so_and_goes_on_in_torch(folders, monkeyp
         assert isinstance(executor_of(engine), TorchExecutor)
         assert len(spoken(engine)) == 24
     assert caplog.messages == ["the compiled core is not there; going on in torch, which takes more memory and time"]
-    with pytest.raises(ValueError, match="core is not there"):
-        Engine(folders / "w80", executor="compiled")
+    for options in ({"executor": "compiled"}, {"kv_dtype": "int8"}):
+        with pytest.raises(ValueError, match="core is not there"):
+            Engine(folders / "w80", **options)
+    assert len(caplog.messages) == 1
+
+
+def test_a_shape_that_the_core_cannot_run_goes_on_in_torch(tmp_path, caplog):
+    save_model(small_model(SHAPE.with_(cca_time0=5)), tmp_path / "plain")
+    small_tokenizer(tmp_path / "plain")
+    quantise_checkpoint(tmp_path / "plain", tmp_path / "w8", scheme_of("w8", None))
+    with caplog.at_level(logging.WARNING), Engine(tmp_path / "w8", memory="32MiB") as engine:
+        assert isinstance(executor_of(engine), TorchExecutor)
+        assert len(spoken(engine)) == 24
+    assert "cca_time0 is 5, and the compiled core goes up to 4; going on in torch" in caplog.text
+    with pytest.raises(ValueError, match="goes up to 4; or leave executor and kv_dtype at 'auto'"):
+        Engine(tmp_path / "w8", executor="compiled")
 
 
 def test_what_cannot_be_computed_so_is_refused_with_the_remedy(folders):
@@ -117,6 +134,8 @@ def test_what_cannot_be_computed_so_is_refused_with_the_remedy(folders):
         Engine(folders / "plain0", executor="compiled")
     with pytest.raises(ValueError, match="dtype 'bfloat16'"):
         Engine(folders / "w80", executor="compiled", dtype="bfloat16")
+    with pytest.raises(ValueError, match="device is 'cuda'"):
+        Engine(folders / "w80", executor="compiled", device="cuda")
     with pytest.raises(ValueError, match="give it a folder"):
         Engine(small_model(SHAPE), executor="compiled")
     with pytest.raises(ValueError, match="kv_dtype 'int8' needs the compiled core"):
@@ -129,7 +148,7 @@ def test_what_cannot_be_computed_so_is_refused_with_the_remedy(folders):
         Engine(folders / "plain0", executor="fast")
 
 
-@pytest.mark.usefixtures("_core")
+@pytest.mark.usefixtures("variants")
 def test_swapped_quantised_weights_speak_like_a_fresh_engine_with_them(folders):
     with Engine(folders / "w81", memory="32MiB", threads=1) as fresh:
         wanted = spoken(fresh)

@@ -3,67 +3,18 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier
-from typing import Any
 
 import pytest
 from eval_backend import EVEN, PretendModel
+from eval_cases import RSA, SHAPES, model_for, read, run, specification
 
 from openzaya.backends.protocol import BackendError, ChatParams, Delta
-from openzaya.evals import EvalError, EvalSpec, Report, evaluate, make_spec
-from openzaya.evals.questions import Question, questions_of
-from openzaya.evals.records import Header, Result, Results
+from openzaya.evals import EvalError, Report, evaluate
+from openzaya.evals.questions import questions_of
 from openzaya.mrsa.prompts import bundled_prompts, question_text
-
-RSA = {"candidates": 4, "tails": 2, "rounds": 2, "beta": 64, "tau": 24, "final_tokens": 64}
-SHAPES = [
-    {"mode": "single", "samples": 3},
-    {"mode": "single", "temperature": 0.0},
-    {"mode": "majority", "match": "mrsa"},
-    {"mode": "mrsa", "preset": "tiny", "settings": RSA},
-]
-
-
-def specification(**values: Any) -> EvalSpec:
-    base = {
-        "problems": [
-            {"family": "arithmetic_chain", "count": 6, "difficulty": (2, 4)},
-            {"family": "logic_order", "count": 4},
-        ],
-        "models": {"main": {}},
-        "arms": SHAPES,
-        "resamples": 200,
-    }
-    return make_spec({**base, **values})
-
-
-def model_for(spec: EvalSpec, **options: Any) -> PretendModel:
-    return PretendModel({question.text: question.answers[0] for question in read(spec)}, **options)
-
-
-class Read:
-    """A question with its right answers, however it is verified."""
-
-    def __init__(self, question: Question) -> None:
-        self.text = question.text
-        self.answers = (question.problem.answer,) if question.problem else question.accepted
-
-
-def read(spec: EvalSpec) -> list[Read]:
-    return [Read(question) for question in questions_of(spec)]
-
-
-def run(spec: EvalSpec, **models: PretendModel) -> Report:
-    return evaluate(spec, backends=models)
-
-
-def without_date(report: Report) -> dict[str, Any]:
-    return report.model_dump(exclude={"created"})
 
 
 def test_all_arms_run_on_the_same_problems_and_every_generated_token_is_counted() -> None:
@@ -245,116 +196,6 @@ def test_rollouts_in_flight_are_bounded_and_the_bound_is_used() -> None:
     assert model.open_most == 7
 
 
-def test_a_run_resumed_at_every_boundary_gives_the_same_report_and_repeats_nothing(tmp_path: Path) -> None:
-    spec = specification(out=tmp_path / "whole", problems=[{"family": "arithmetic_chain", "count": 3}])
-    whole = without_date(run(spec, main=model_for(spec, fails=0.1)))
-    data = (tmp_path / "whole" / "results.jsonl").read_bytes()
-    lines = data.splitlines(keepends=True)
-    assert len(lines) == 1 + 3 * (3 + 2) + 3
-    for kept in range(len(lines) + 1):
-        folder = tmp_path / str(kept)
-        folder.mkdir()
-        torn = b"" if kept == len(lines) else lines[kept][: len(lines[kept]) // 2]
-        (folder / "results.jsonl").write_bytes(b"".join(lines[:kept]) + torn)
-        model = model_for(spec, fails=0.1)
-        again = specification(out=folder, problems=[{"family": "arithmetic_chain", "count": 3}])
-        assert without_date(run(again, main=model)) == whole
-        assert records((folder / "results.jsonl").read_bytes()) == records(data)
-        if kept == len(lines):
-            assert model.calls == []
-
-
-def test_processes_share_a_folder_by_benchmark_and_the_report_is_that_of_one(tmp_path: Path) -> None:
-    whole = without_date(run(specification(), main=model_for(specification())))
-    spec = specification(out=tmp_path)
-    for benchmark in ("logic_order", "arithmetic_chain"):
-        part = evaluate(spec, backends={"main": model_for(spec)}, only=[benchmark])
-        assert {row.scope for row in part.rows} == {benchmark}
-        assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
-    idle = model_for(spec)
-    assert without_date(run(spec, main=idle)) == whole
-    assert idle.calls == []
-    with pytest.raises(EvalError, match="'arithmetic' is not in the evaluation; it has arithmetic_chain, logic_order"):
-        evaluate(spec, backends={"main": idle}, only=["arithmetic"])
-
-
-def test_processes_may_open_and_fill_a_new_folder_at_the_same_moment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    header = Header(digest="d", models={})
-    read = Results._read
-
-    def read_slowly(results: Results, path: Path) -> int:
-        kept = read(results, path)
-        time.sleep(0.01)
-        return kept
-
-    monkeypatch.setattr(Results, "_read", read_slowly)
-    together = Barrier(8)
-
-    def work(number: int) -> None:
-        # A lock of a file holds between descriptors, of one process as of several.
-        together.wait()
-        results = Results(tmp_path / "results.jsonl", header)
-        for problem in range(20):
-            results.add(Result(arm="single", problem=f"{number}/{problem}", candidates=()))
-        results.close()
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(work, range(8)))
-    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_bytes().splitlines()]
-    assert [line["kind"] for line in lines] == ["header"] + ["result"] * 160
-    assert len({line["problem"] for line in lines[1:]}) == 160
-    again = Results(tmp_path / "results.jsonl", header)
-    assert len(again) == 160
-    again.close()
-
-
-def records(data: bytes) -> list[tuple[Any, ...]]:
-    """The candidates of every result without their times, in a fixed order."""
-    found = []
-    for line in data.splitlines()[1:]:
-        record = json.loads(line)
-        for candidate in record["candidates"]:
-            del candidate["started"], candidate["seconds"]
-            found.append((record["arm"], record["problem"], candidate["round"], candidate["index"], str(candidate)))
-    return sorted(found)
-
-
-def test_what_was_finished_is_kept_when_a_run_dies(tmp_path: Path) -> None:
-    spec = specification(out=tmp_path, concurrency=4)
-    with pytest.raises(KeyError, match="killed"):
-        run(spec, main=model_for(spec, die_after=60))
-    kept = len((tmp_path / "results.jsonl").read_text().splitlines())
-    assert kept > 2
-    model = model_for(spec)
-    resumed = run(spec, main=model)
-    assert without_date(resumed) == without_date(run(specification(), main=model_for(spec)))
-
-
-def test_results_of_another_evaluation_or_model_are_refused_in_one_sentence(tmp_path: Path) -> None:
-    small = {"arms": [SHAPES[0]], "out": tmp_path}
-    spec = specification(**small)
-    run(spec, main=model_for(spec))
-    other = specification(**small, seed=1)
-    with pytest.raises(EvalError, match=r"another evaluation \(seed differ\)"):
-        run(other, main=model_for(other))
-    with pytest.raises(EvalError, match="another model as 'main'"):
-        run(spec, main=model_for(spec, name="other"))
-    (tmp_path / "results.jsonl").write_text("something else\n")
-    with pytest.raises(EvalError, match="line 1 of"):
-        run(spec, main=model_for(spec))
-
-
-def test_the_budget_of_a_run_may_change_on_resuming(tmp_path: Path) -> None:
-    small = {"arms": [SHAPES[0]], "out": tmp_path}
-    spec = specification(**small)
-    run(spec, main=model_for(spec))
-    model = model_for(spec)
-    run(specification(**small, concurrency=3, resamples=300), main=model)
-    assert model.calls == []
-
-
 def test_a_source_that_always_fails_is_an_error_and_not_a_score_of_zero() -> None:
     spec = specification(arms=[SHAPES[0]])
     with pytest.raises(BackendError, match=r"no rollout of .* succeeded"):
@@ -377,18 +218,6 @@ def test_a_problem_that_fails_once_is_tried_again_after_all_others(tmp_path: Pat
     prompts = [prompt for prompt, _params in model.calls]
     assert sorted(prompts[-2:]) == sorted(prompts[2:4])
     assert len(prompts) == 12
-
-
-def test_text_is_kept_only_when_asked_for_and_tails_where_a_control_reads_them(tmp_path: Path) -> None:
-    spec = specification(out=tmp_path / "lean")
-    run(spec, main=model_for(spec))
-    rich = specification(out=tmp_path / "rich", keep_text=True)
-    run(rich, main=model_for(rich))
-    lean = [json.loads(line) for line in (tmp_path / "lean" / "results.jsonl").read_text().splitlines()[1:]]
-    full = [json.loads(line) for line in (tmp_path / "rich" / "results.jsonl").read_text().splitlines()[1:]]
-    assert {record["arm"] for record in lean for each in record["candidates"] if "tail" in each} == {"mrsa"}
-    assert not any("reasoning" in each or "content" in each for record in lean for each in record["candidates"])
-    assert all("content" in each for record in full for each in record["candidates"])
 
 
 def test_evaluating_inside_an_event_loop_names_aevaluate() -> None:

@@ -81,15 +81,15 @@ class ServedContainer:
     """A folder of quantised weights, computed with in the compiled core, straight from the mapped file."""
 
     def __init__(self, folder: str | Path, threads: int | None, kv_dtype: torch.dtype | None) -> None:
-        """`threads` of the core, None measures how many pay. Raises CoreUnavailable where there is no core, and
-        ValueError for a folder that is damaged or of a shape that the core cannot run."""
+        """`threads` of the core, None measures how many pay. Raises CoreUnavailable where there is no core or it cannot
+        run a model of this shape, and ValueError for a folder that is damaged."""
         from openzaya.engine.core.opening import weights_of
         from openzaya.engine.core.plan import refusal
-        from openzaya.engine.core.products import Core
+        from openzaya.engine.core.products import Core, CoreUnavailable
 
         container = Container(folder)
         if message := refusal(container.config):
-            raise ValueError(message)
+            raise CoreUnavailable(message)
         self._core = Core(threads=threads)
         self._weights = weights_of(container)
         self.config, self._kv_dtype = container.config, kv_dtype
@@ -120,8 +120,9 @@ def serve_folder(
     """The weights in `folder` on the executor asked for.
 
     "auto" is the compiled core for quantised weights on the CPU, unless a type is asked for (the core computes in
-    float32), and torch for everything else; where there is no core, that is said once in the log. Raises ValueError
-    where the model cannot be read or the executor asked for cannot run it.
+    float32), and torch for everything else. Where there is no core for the model, torch takes over and the log says so,
+    unless `kv_dtype` asks for the core. Raises ValueError where the model cannot be read, and where what is asked for
+    cannot run it.
     """
     if executor not in EXECUTORS:
         raise ValueError(f"executor is {executor!r}; it must be one of {', '.join(EXECUTORS)}")
@@ -141,8 +142,8 @@ def serve_folder(
         try:
             return ServedContainer(folder, threads, KV_DTYPES[kv_dtype])
         except CoreUnavailable as error:
-            if executor == "compiled":
-                raise ValueError(str(error)) from error
+            if executor == "compiled" or kv_dtype != "auto":
+                raise ValueError(f"{error}; or leave executor and kv_dtype at 'auto' to go on in torch") from error
             _log.warning("%s; going on in torch, which takes more memory and time", error)
     if kv_dtype != "auto":
         raise ValueError(

@@ -138,7 +138,10 @@ class Results:
 
     def _check(self, values: Mapping[str, Any], path: Path) -> None:
         if values["version"] != VERSION:
-            raise EvalError(f"the results {path} have version {values['version']} and this program writes {VERSION}")
+            raise EvalError(
+                f"the results {path} have version {values['version']} and this program writes {VERSION}; give a new "
+                "folder"
+            )
         for name, identity in self._header.models.items():
             before = values["models"].get(name, {})
             if _without_source(before) != _without_source(identity):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from openzaya.engine.core import draw, library
 from openzaya.engine.core.batch import Batch
-from openzaya.engine.core.plan import KEPT, Plan, QuantisedWeights
+from openzaya.engine.core.plan import KV_TYPES, Plan, QuantisedWeights
 from openzaya.engine.core.products import MOST_TOKENS, Core, address
 from openzaya.engine.executor import StepBatch, StepResult
 from openzaya.engine.params import SamplingParams
@@ -34,7 +34,7 @@ class CompiledExecutor:
         """Keys and values may be kept in float32, float16 or int8, as the pool has it. Raises ValueError for a pool
         of another kind or not on the CPU, for a shape that the core cannot run, and for weights that do not have the
         shape of their configuration."""
-        if pool.keys.dtype not in KEPT or pool.columns.dtype != torch.float32 or pool.device.type != "cpu":
+        if pool.keys.dtype not in KV_TYPES or pool.columns.dtype != torch.float32 or pool.device.type != "cpu":
             raise ValueError(
                 f"the pool keeps {pool.keys.dtype} and {pool.columns.dtype} on {pool.device}; the compiled core needs "
                 "float32 on the CPU, and keys and values in float32, float16 or int8"

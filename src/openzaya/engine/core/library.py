@@ -15,7 +15,7 @@ _lock = threading.Lock()
 
 
 class CoreUnavailable(RuntimeError):
-    """There is no compiled core on this machine; the message says why and what helps."""
+    """There is no compiled core on this machine, or none for a model; the message says why and what helps."""
 
 
 class Matrix(ctypes.Structure):
@@ -152,7 +152,7 @@ def load() -> ctypes.CDLL:
 @functools.cache
 def _load() -> ctypes.CDLL:
     if given := os.environ.get("OPENZAYA_CORE"):
-        return _declared(_opened(Path(given)))
+        return _declared(_opened(Path(given), "unset OPENZAYA_CORE, or name another library in it"))
     installed = Path(__file__).parent / LIBRARY
     if installed.is_file():
         library = _opened(installed)
@@ -174,12 +174,11 @@ def _cached() -> Path:
     return home / "openzaya" / f"core-{platform.machine()}-{fingerprint()}.so"
 
 
-def _opened(path: Path) -> ctypes.CDLL:
+def _opened(path: Path, remedy: str = "remove it, and it is built anew") -> ctypes.CDLL:
     try:
-        library = ctypes.CDLL(str(path))
+        return ctypes.CDLL(str(path))
     except OSError as error:
-        raise CoreUnavailable(f"{path} cannot be loaded ({error}); remove it, and it is built anew") from error
-    return library
+        raise CoreUnavailable(f"{path} cannot be loaded ({error}); {remedy}") from error
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:

@@ -20,7 +20,7 @@ from openzaya.model.config import ZayaConfig
 _EMBEDDING = "model.embed_tokens.weight"
 _HEAD = "lm_head.weight"
 _LANES = 16
-KEPT = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
+KV_TYPES = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
 """The types that keys and values may be kept in, and what the core calls them."""
 _ROTARY_BLOCK = 4096
 _MOST_CHANNELS, _MOST_TAPS, _MOST_GROUP, _MOST_ROUTER, _MOST_CLASSES, _MOST_PAGE = 256, 4, 16, 1024, 256, 64
@@ -44,7 +44,7 @@ class Plan:
         """Raises ValueError for a shape that the core cannot run, and for a tensor that is missing or misshapen."""
         config = weights.config
         if message := refusal(config):
-            raise ValueError(message)
+            raise ValueError(f"{message}; use the torch executor")
         tensors = Tensors(weights)
         embedding = tensors.matrix(_EMBEDDING, config.vocab_size, config.hidden_size)
         head = embedding if config.tie_word_embeddings else tensors.matrix(_HEAD, config.vocab_size, config.hidden_size)
@@ -85,7 +85,7 @@ def refusal(config: ZayaConfig) -> str | None:
         ("tokens of a page", PAGE, _MOST_PAGE),
     ):
         if value > most:
-            return f"{name} is {value}, and the compiled core goes up to {most}; use the torch executor"
+            return f"{name} is {value}, and the compiled core goes up to {most}"
     return None
 
 
@@ -176,7 +176,7 @@ def attention(tensors: Tensors, layer: int, pool: StatePool) -> library.Attentio
     kind = config.layer_types[layer]
     return library.Attention(
         config.num_attention_heads, config.num_key_value_heads, channels, taps0, taps1, config.rotary_dim(kind), PAGE,
-        KEPT[pool.keys.dtype], config.window(layer) or 0,
+        KV_TYPES[pool.keys.dtype], config.window(layer) or 0,
         depthwise=tensors.kept(np.ascontiguousarray(depthwise[:, 0].T)),
         depthwise_bias=tensors.address(f"{name}qkv_proj.conv_qk_depthwise.bias", heads * channels),
         grouped=tensors.kept(np.ascontiguousarray(np.pad(grouped, [(0, 0)] * 3 + [padding]))),

@@ -20,12 +20,12 @@ import numpy as np
 
 from openzaya.engine.core import library
 from openzaya.engine.core.library import CoreUnavailable, load
+from openzaya.model.quantised.scheme import LANES, STEP_BYTES, STEP_COLUMNS
 
 __all__ = ["Activations", "Core", "CoreUnavailable", "Grouping", "PackedMatrix", "address", "supported_variants"]
 
-_STEP = 4
-_REGISTER = 64
-_BLOCKS = {4: 32, 8: 16}
+_BLOCKS = {4: 2 * LANES, 8: LANES}
+"""Rows of a block, by bits."""
 _MOST_COLUMNS = 1 << 16
 """Beyond this an int32 could not hold every dot product of bytes."""
 MOST_TOKENS = 1 << 19
@@ -57,7 +57,7 @@ class PackedMatrix:
                 f"codes are {codes.dtype} and scales {scales.dtype}; they must be uint8 and float16 (4 bits) or int8 "
                 "and float32 (8 bits)"
             )
-        if codes.ndim not in (3, 4) or codes.shape[-1] != _REGISTER or 0 in codes.shape:
+        if codes.ndim not in (3, 4) or codes.shape[-1] != STEP_BYTES or 0 in codes.shape:
             raise ValueError(f"codes have shape {codes.shape}; it must be ([experts,] blocks, columns / 4, 64)")
         blocks = -(-self.rows // self.block_rows)
         if self.rows < 1 or codes.shape[-3] != blocks:
@@ -88,7 +88,7 @@ class PackedMatrix:
 
     @property
     def columns(self) -> int:
-        return self.codes.shape[-2] * _STEP
+        return self.codes.shape[-2] * STEP_COLUMNS
 
     @property
     def group(self) -> int:
@@ -207,7 +207,7 @@ class Core:
         if tokens > MOST_TOKENS:
             raise ValueError(f"{tokens} tokens are more than the core takes at once; give it at most {MOST_TOKENS}")
         group = columns if group is None else group
-        if columns % _STEP or not 1 <= group <= columns or columns % group:
+        if columns % STEP_COLUMNS or not 1 <= group <= columns or columns % group:
             raise ValueError(f"tokens have {columns} columns, which are no multiple of 4 and of the group, {group}")
         quantised = Activations(
             np.empty((tokens, columns), dtype=np.int8),
@@ -328,7 +328,7 @@ def _measured_threads(variant: str) -> int:
         return 1
     rates = {}
     random = np.random.default_rng(0)
-    codes = random.integers(0, 256, (512, 256, _REGISTER), dtype=np.uint8)  # 8 MB: 16,384 rows of 1,024 columns
+    codes = random.integers(0, 256, (512, 256, STEP_BYTES), dtype=np.uint8)  # 8 MB: 16,384 rows of 1,024 columns
     matrix = PackedMatrix(codes, np.ones((512, 8, 32), dtype=np.float16), 512 * 32)
     for count in counts:
         with Core(threads=count, variant=variant) as core:

@@ -16,10 +16,8 @@ from torch import Tensor, nn
 from openzaya.model.quantised.container import Container
 from openzaya.model.quantised.matrices import Matrix
 from openzaya.model.quantised.packed_product import packed_product, packed_rows
-from openzaya.model.quantised.packing import QuantisedMatrix
+from openzaya.model.quantised.packing import DTYPES, QuantisedMatrix
 from openzaya.model.quantised.scheme import Scheme
-
-_TYPES = {"U8": torch.uint8, "I8": torch.int8, "F16": torch.float16, "F32": torch.float32}
 
 
 class PackedWeight(nn.Module):
@@ -36,7 +34,7 @@ class PackedWeight(nn.Module):
         """The buffers are allocated and hold nothing yet."""
         super().__init__()
         self.matrix, self.scheme, self.dtype = matrix, scheme, dtype
-        codes_type, scales_type = _TYPES[scheme.code_type], _TYPES[scheme.scale_type]
+        codes_type, scales_type = DTYPES[scheme.code_type], DTYPES[scheme.scale_type]
         self.register_buffer("codes", torch.empty(matrix.codes_shape(scheme), dtype=codes_type, device=device))
         self.register_buffer("scales", torch.empty(matrix.scales_shape(scheme), dtype=scales_type, device=device))
 

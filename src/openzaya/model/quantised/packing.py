@@ -24,6 +24,8 @@ from torch import Tensor
 from openzaya.model.quantised.rounding import restore_weights, round_weights
 from openzaya.model.quantised.scheme import LANES, STEP_COLUMNS, Scheme
 
+DTYPES = {"U8": torch.uint8, "I8": torch.int8, "F16": torch.float16, "F32": torch.float32}
+"""The types of codes and scales, by the names that `Scheme` has for them."""
 NIBBLE_ZERO = 8
 """What a nibble has where the integer is 0."""
 

@@ -24,7 +24,7 @@ from openzaya.model.config import ZayaConfig
 from openzaya.model.quantised.container import Container, bytes_of
 from openzaya.model.quantised.header import HASH_BYTES, METHOD, VERSION, Header, architecture
 from openzaya.model.quantised.matrices import Matrix, check_shapes, matrices, plain_tensors
-from openzaya.model.quantised.packing import quantise
+from openzaya.model.quantised.packing import DTYPES, quantise
 from openzaya.model.quantised.scheme import DEFAULT_SCHEME, Scheme
 from openzaya.model.sources import Source, companions, open_source
 from openzaya.model.storage import CONFIG, SINGLE, Outgoing, replace_metadata, replaced_folder, write_file, write_json
@@ -33,7 +33,6 @@ _CHUNK_ROWS = 4096
 """Rows that are rounded and packed at a time; a multiple of every block."""
 _ALIGNMENT = 64
 """The integers and scales of every matrix start at multiples of this many bytes: a line of the processor's cache."""
-_TYPES = {"U8": torch.uint8, "I8": torch.int8, "F16": torch.float16, "F32": torch.float32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +129,8 @@ def _codes_and_scales(weights: Source, matrix: Matrix, scheme: Scheme) -> tuple[
             yield waiting.pop(0)
 
     return (
-        Outgoing(matrix.codes_name, matrix.codes_shape(scheme), _TYPES[scheme.code_type], codes),
-        Outgoing(matrix.scales_name, matrix.scales_shape(scheme), _TYPES[scheme.scale_type], scales),
+        Outgoing(matrix.codes_name, matrix.codes_shape(scheme), DTYPES[scheme.code_type], codes),
+        Outgoing(matrix.scales_name, matrix.scales_shape(scheme), DTYPES[scheme.scale_type], scales),
     )
 
 

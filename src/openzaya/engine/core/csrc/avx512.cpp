@@ -1,11 +1,7 @@
 // Kernels for AVX-512 with VNNI. One step of the packed weights is one register: 16 (or 2 x 16) rows of 4 columns.
 #if defined(__x86_64__)
 
-#include <immintrin.h>
-
-#include "elementwise.h"
-#include "tile_rows.h"
-#include "variants.h"
+#include "tiles.h"
 
 #define OZ_TARGET __attribute__((target("avx2,f16c,avx512f,avx512bw,avx512vl,avx512vnni")))
 
@@ -13,14 +9,7 @@ namespace oz {
 
 namespace {
 
-// Weights are read once and in order; the hardware's own prefetch starts anew at each page.
-constexpr int kAhead = 2048;
-
-OZ_TARGET inline __m512i four_codes(const int8_t *codes) {
-    int32_t four;
-    std::memcpy(&four, codes, sizeof four);
-    return _mm512_set1_epi32(four);
-}
+OZ_TARGET inline __m512i load_codes(const int8_t *codes) { return _mm512_set1_epi32(four_codes(codes)); }
 
 template <int ROWS>
 OZ_TARGET void tile4_of(const uint8_t *codes, const uint16_t *scales, int64_t columns, int group,
@@ -47,13 +36,13 @@ OZ_TARGET void tile4_of(const uint8_t *codes, const uint16_t *scales, int64_t co
 #pragma GCC unroll 2
             for (int c = 0; c < CHAINS; ++c) {
                 const __m512i both = _mm512_loadu_si512(codes);
-                _mm_prefetch(reinterpret_cast<const char *>(codes + kAhead), _MM_HINT_T0);
+                prefetch(codes);
                 codes += 64;
                 const __m512i first = _mm512_and_si512(both, low);
                 const __m512i second = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
 #pragma GCC unroll 8
                 for (int r = 0; r < ROWS; ++r) {
-                    const __m512i value = four_codes(x[r]);
+                    const __m512i value = load_codes(x[r]);
                     x[r] += 4;
                     dot[r][2 * c] = _mm512_dpbusd_epi32(dot[r][2 * c], first, value);
                     dot[r][2 * c + 1] = _mm512_dpbusd_epi32(dot[r][2 * c + 1], second, value);
@@ -96,18 +85,18 @@ OZ_TARGET void tile8_of(const int8_t *codes, const float *scales, int64_t column
     for (; step + 2 <= columns / 4; step += 2, codes += 128) {
         const __m512i first = _mm512_xor_si512(_mm512_loadu_si512(codes), flip);
         const __m512i second = _mm512_xor_si512(_mm512_loadu_si512(codes + 64), flip);
-        _mm_prefetch(reinterpret_cast<const char *>(codes + kAhead), _MM_HINT_T0);
-        _mm_prefetch(reinterpret_cast<const char *>(codes + kAhead + 64), _MM_HINT_T0);
+        prefetch(codes);
+        prefetch(codes + 64);
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) {
-            dot[r] = _mm512_dpbusd_epi32(dot[r], first, four_codes(x[r]));
-            odd[r] = _mm512_dpbusd_epi32(odd[r], second, four_codes(x[r] + 4));
+            dot[r] = _mm512_dpbusd_epi32(dot[r], first, load_codes(x[r]));
+            odd[r] = _mm512_dpbusd_epi32(odd[r], second, load_codes(x[r] + 4));
             x[r] += 8;
         }
     }
     if (step < columns / 4) {
         const __m512i last = _mm512_xor_si512(_mm512_loadu_si512(codes), flip);
-        for (int r = 0; r < ROWS; ++r) dot[r] = _mm512_dpbusd_epi32(dot[r], last, four_codes(x[r]));
+        for (int r = 0; r < ROWS; ++r) dot[r] = _mm512_dpbusd_epi32(dot[r], last, load_codes(x[r]));
     }
     const __m512 scale = _mm512_loadu_ps(scales);
 #pragma GCC unroll 8
@@ -117,13 +106,7 @@ OZ_TARGET void tile8_of(const int8_t *codes, const float *scales, int64_t column
     }
 }
 
-void tile4(int rows, const uint8_t *codes, const uint16_t *scales, int64_t columns, int group, const TileRows &x) {
-    OZ_FOR_ROWS(rows, tile4_of, codes, scales, columns, group, x)
-}
-
-void tile8(int rows, const int8_t *codes, const float *scales, int64_t columns, const TileRows &x) {
-    OZ_FOR_ROWS(rows, tile8_of, codes, scales, columns, x)
-}
+OZ_TILES
 
 OZ_ELEMENTWISE(OZ_TARGET)
 

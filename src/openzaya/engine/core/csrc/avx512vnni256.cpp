@@ -1,32 +1,8 @@
 // Kernels for 256-bit VNNI in AVX-512's encoding.
 #if defined(__x86_64__)
-
-#include <immintrin.h>
-
 #define OZ_TARGET __attribute__((target("avx2,f16c,avx512f,avx512bw,avx512vl,avx512vnni")))
-
-namespace oz {
-
-namespace {
-
-// Adding 128 makes signed weights unsigned.
-constexpr int kOffset8 = 128;
-
-OZ_TARGET inline __m256i begin4(__m256i dot) { return dot; }
-OZ_TARGET inline __m256i step4(__m256i part, __m256i w, __m256i x) { return _mm256_dpbusd_epi32(part, w, x); }
-OZ_TARGET inline __m256i end4(__m256i, __m256i part) { return part; }
-OZ_TARGET inline __m256i step8(__m256i dot, __m256i w, __m256i x) {
-    return _mm256_dpbusd_epi32(dot, _mm256_xor_si256(w, _mm256_set1_epi8(static_cast<char>(0x80))), x);
-}
-
-}  // namespace
-
-}  // namespace oz
-
-#include "tiles256.h"
-
-namespace oz {
-const Variant kAvx512Vnni256 = {"avx512vnni-256", 3, 4, tile4, tile8, quantise, swiglu, read, &kLayerAvx2};
-}  // namespace oz
-
+#define OZ_PRODUCT _mm256_dpbusd_epi32
+#define OZ_VARIANT kAvx512Vnni256
+#define OZ_NAME "avx512vnni-256"
+#include "vnni256.h"
 #endif

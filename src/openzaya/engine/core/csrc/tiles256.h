@@ -4,27 +4,17 @@
 //   step8(dot, w, x)                                  signed w times signed x, short of kOffset8 times the sum of x
 #pragma once
 
-#include <immintrin.h>
-
-#include "elementwise.h"
-#include "tile_rows.h"
-#include "variants.h"
+#include "tiles.h"
 
 namespace oz {
 
 namespace {
 
-// Weights are read once and in order; the hardware's own prefetch starts anew at each page.
-constexpr int kAhead = 2048;
 constexpr int kRun = 8;
 
 OZ_TARGET inline __m256i load(const void *at) { return _mm256_loadu_si256(static_cast<const __m256i *>(at)); }
 
-OZ_TARGET inline __m256i four_codes(const int8_t *codes) {
-    int32_t four;
-    std::memcpy(&four, codes, sizeof four);
-    return _mm256_set1_epi32(four);
-}
+OZ_TARGET inline __m256i load_codes(const int8_t *codes) { return _mm256_set1_epi32(four_codes(codes)); }
 
 // A step of 64 bytes is two halves: rows 0-7 and 16-23 of the block, rows 8-15 and 24-31. With one row of tokens both
 // are done at once, so that more sums are under way; with several, one after the other, so that all fit the registers.
@@ -52,7 +42,7 @@ OZ_TARGET void tile4_of(const uint8_t *codes, const uint16_t *scales, int64_t co
                     for (int i = 0; i < 2 * HALVES; ++i) part[r][i] = begin4(dot[r][i]);
                 }
                 for (int64_t s = step; s < step + kRun; ++s) {
-                    _mm_prefetch(reinterpret_cast<const char *>(codes + 64 * s + kAhead), _MM_HINT_T0);
+                    prefetch(codes + 64 * s);
                     __m256i weights[2 * HALVES];
 #pragma GCC unroll 2
                     for (int h = 0; h < HALVES; ++h) {
@@ -62,7 +52,7 @@ OZ_TARGET void tile4_of(const uint8_t *codes, const uint16_t *scales, int64_t co
                     }
 #pragma GCC unroll 8
                     for (int r = 0; r < ROWS; ++r) {
-                        const __m256i value = four_codes(rows.codes[r] + 4 * s);
+                        const __m256i value = load_codes(rows.codes[r] + 4 * s);
 #pragma GCC unroll 4
                         for (int i = 0; i < 2 * HALVES; ++i) part[r][i] = step4(part[r][i], weights[i], value);
                     }
@@ -97,11 +87,11 @@ OZ_TARGET void tile8_of(const int8_t *codes, const float *scales, int64_t column
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) dot[r][0] = dot[r][1] = _mm256_set1_epi32(-kOffset8 * rows.sums[r][0]);
     for (int64_t step = 0; step < columns / 4; ++step) {
-        _mm_prefetch(reinterpret_cast<const char *>(codes + 64 * step + kAhead), _MM_HINT_T0);
+        prefetch(codes + 64 * step);
         const __m256i first = load(codes + 64 * step), second = load(codes + 64 * step + 32);
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) {
-            const __m256i value = four_codes(rows.codes[r] + 4 * step);
+            const __m256i value = load_codes(rows.codes[r] + 4 * step);
             dot[r][0] = step8(dot[r][0], first, value);
             dot[r][1] = step8(dot[r][1], second, value);
         }
@@ -115,13 +105,7 @@ OZ_TARGET void tile8_of(const int8_t *codes, const float *scales, int64_t column
     }
 }
 
-void tile4(int rows, const uint8_t *codes, const uint16_t *scales, int64_t columns, int group, const TileRows &x) {
-    OZ_FOR_ROWS(rows, tile4_of, codes, scales, columns, group, x)
-}
-
-void tile8(int rows, const int8_t *codes, const float *scales, int64_t columns, const TileRows &x) {
-    OZ_FOR_ROWS(rows, tile8_of, codes, scales, columns, x)
-}
+OZ_TILES
 
 OZ_ELEMENTWISE(OZ_TARGET)
 
