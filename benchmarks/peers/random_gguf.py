@@ -30,6 +30,10 @@ BLOCK_BYTES = 2 + GROUP // 2
 """A float16 scale and the codes of a group."""
 CODE_DEVIATION = 17.5**0.5
 """Standard deviation of codes that are drawn from -7..7, with 0 twice as often as the others."""
+EMBEDDING = "token_embd.weight"
+EMBEDDING_DEVIATION = 1.0
+"""So large that tokens stay different. With that of the other matrices, what attention adds would outweigh them, and
+that is nearly the same for all rows after one prompt: they would share their experts and read few of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ def tensors(config: ZayaConfig) -> list[Tensor]:
     for name, size in (("hidden_size", width), ("moe_intermediate_size", inner), ("queries", config.query_size)):
         if size % GROUP:
             raise ValueError(f"{name} is {size}; Q4_0 needs a multiple of {GROUP}, take another shape")
-    found = [Tensor("token_embd.weight", (config.vocab_size, width)), Tensor("output_norm.weight", (width,), False)]
+    found = [Tensor(EMBEDDING, (config.vocab_size, width)), Tensor("output_norm.weight", (width,), False)]
     for layer in range(config.num_hidden_layers):
         found += [
             Tensor(f"blk.{layer}.{name}.weight", shape, packed)
@@ -136,7 +140,8 @@ def write_file(file: Path, config: ZayaConfig, seed: int = 0) -> None:
     writer.write_ti_data_to_file()
     source = np.random.Generator(np.random.SFC64(seed))
     for tensor in reported(listed):
-        writer.write_tensor_data(drawn(tensor, config.initializer_range, source))
+        deviation = EMBEDDING_DEVIATION if tensor.name == EMBEDDING else config.initializer_range
+        writer.write_tensor_data(drawn(tensor, deviation, source))
     writer.close()
     partial.replace(file)
 

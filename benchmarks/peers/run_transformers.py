@@ -19,10 +19,10 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 import torch
-import transformers
 
 from openzaya.model.config import NAMED_SHAPES, ZayaConfig
 
@@ -44,7 +44,7 @@ def main() -> None:
     names = [str(rows) for rows in arguments.rows]
     report = {
         "peer": "transformers",
-        "version": f"transformers {transformers.__version__}, torch {torch.__version__}",
+        "version": f"transformers {version('transformers')}, torch {torch.__version__}",
         "model": f"{arguments.shape} of {whole} layers in bfloat16, "
         + (f"from models of {arguments.layers} layers" if arguments.layers != [whole] else "whole"),
         "settings": {"threads": arguments.threads, "prompt": arguments.prompt, "tokens": arguments.tokens},
@@ -77,6 +77,8 @@ def read_arguments() -> argparse.Namespace:
 
 def time_layers(config: ZayaConfig, arguments: argparse.Namespace) -> dict[str, Seconds]:
     """Seconds of a step of a fresh model, by implementation of the experts."""
+    import transformers
+
     theirs = transformers.AutoConfig.for_model(**{**config.to_dict(), "dtype": "bfloat16"})
     began = time.monotonic()
     model = transformers.AutoModelForCausalLM.from_config(theirs, dtype=torch.bfloat16).eval()

@@ -30,6 +30,7 @@ def script(name: str) -> ModuleType:
 compare = script("compare")
 random_gguf = script("random_gguf")
 run_llama = script("run_llama")
+run_transformers = script("run_transformers")
 
 
 def openzaya_report(one: float, many: float, deep: float, prompt: float) -> dict[str, Any]:
@@ -148,8 +149,6 @@ def test_the_faster_setting_counts_for_each_figure() -> None:
 
 
 def test_the_whole_model_lies_on_the_line_through_two_smaller_ones() -> None:
-    pytest.importorskip("transformers")
-    run_transformers = script("run_transformers")
     timed = {4: {"1": 0.1, "prefill": 1.0}, 12: {"1": 0.14, "prefill": 2.6}}
     assert run_transformers.at_layers(timed, 40) == pytest.approx({"1": 0.28, "prefill": 8.2})
     assert run_transformers.at_layers({40: {"1": 0.2}}, 40) == {"1": 0.2}
