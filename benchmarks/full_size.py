@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from openzaya.bench.full_size import measure_full_size
-from openzaya.bench.record import record, save
+from openzaya.bench.record import machine, record, save
 from openzaya.cli.byte_progress import follow_bytes
 from openzaya.cli.exits import say
 from openzaya.model.config import NAMED_SHAPES
@@ -25,6 +25,7 @@ _PROMISED = 8_000_000_000
 
 def main() -> None:
     arguments = read_arguments()
+    surroundings = machine()
     with follow_bytes("writing the source") as progress:
         figures = measure_full_size(
             NAMED_SHAPES[arguments.shape],
@@ -35,7 +36,7 @@ def main() -> None:
             progress=progress,
         )
     figures["within_8_gb"] = figures["quantising"]["peak_bytes"] < _PROMISED
-    report = record("full_size", ["python", *sys.argv], {"model": arguments.shape, **figures})
+    report = record("full_size", ["python", *sys.argv], {"machine": surroundings, "model": arguments.shape, **figures})
     print(json.dumps(report, indent=2))
     if arguments.save:
         save(report, arguments.save)

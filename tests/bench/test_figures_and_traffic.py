@@ -77,7 +77,7 @@ def test_a_token_of_the_big_model_reads_what_is_known_of_it(scheme, bits):
     attention, expert, head = 40 * 5.243e6, 40 * 12.583e6, 537.1e6
     assert traffic.total - traffic.small == pytest.approx((attention + expert + head) * bits / 8, rel=0.005)
     assert traffic.head == pytest.approx(head * bits / 8, rel=0.005)
-    assert traffic.small == pytest.approx(40 * 0.99e6 * 4, rel=0.02)
+    assert traffic.small == pytest.approx(40 * 1.01e6 * 4, rel=0.01)
 
 
 def test_keys_and_values_count_for_every_row_and_up_to_the_window():
@@ -105,7 +105,7 @@ def test_tails_are_reordered_so_that_beginnings_are_alike_and_none_is_lost():
     drawn = [(3, 1), (2, 3), (3, 2), (1, 0)]
     orders = order_to_share(drawn)
     assert [set(order) for order in orders] == [set(tails) for tails in drawn]
-    assert orders == [(3, 1), (3, 2), (3, 2), (1, 0)]
+    assert orders == [(3, 1), (3, 2), (3, 2), (0, 1)]
     # The question is everyone's, tail 3 is read first by three, and two of them go on alike.
     assert shared_beginnings(orders) == [(), (3,), (3, 2)]
     assert tails_computed(orders) == 5
@@ -130,7 +130,7 @@ def test_what_fits_follows_from_memory_and_speed_from_the_probe():
         for each in outlooks(BIG, available_bytes=16 * 10**9, bytes_a_second=4e10, core=True)
     }
     plain, coarse = found["bfloat16", None], found["w4", 128]
-    assert (plain.fits, coarse.fits, plain.executor, coarse.executor) == (False, True, "torch", "compiled core")
+    assert (plain.fits, coarse.fits, plain.executor, coarse.executor) == (False, True, "torch", "core")
     assert plain.memory_bytes == pytest.approx(17.7e9, rel=0.01)
     assert coarse.disk_bytes == pytest.approx(4.62e9, rel=0.01)
     assert coarse.sequences == (16 * 10**9 - coarse.memory_bytes) // coarse.sequence_bytes

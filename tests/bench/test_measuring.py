@@ -10,7 +10,7 @@ import torch
 
 from bench_shapes import SMALL
 from openzaya.bench import decode, rollouts, subject
-from openzaya.bench.record import record, save
+from openzaya.bench.record import machine, record, save
 from openzaya.bench.subject import experts_read, open_subject, routed
 from openzaya.bench.synthetic import random_container, random_model
 from openzaya.engine.core.products import CoreUnavailable, supported_variants
@@ -140,7 +140,7 @@ def test_sharing_is_measured_and_saves_tokens(folder):
 
 
 def test_a_record_has_what_repeats_it_and_is_written_whole(tmp_path):
-    report = record("decode", ["openzaya", "bench", "decode", "a b"], {"x": 1})
+    report = record("decode", ["openzaya", "bench", "decode", "a b"], {"x": 1, "machine": machine()})
     assert report["command"] == "openzaya bench decode 'a b'"
     assert {"commit", "date", "machine", "x"} <= report.keys()
     assert report["machine"]["cores"] >= 1

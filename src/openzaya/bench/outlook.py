@@ -78,7 +78,7 @@ def _outlook(config: ZayaConfig, scheme: Scheme | None, available: int | None, b
         name,
         group,
         None,
-        "compiled core" if compiled else "torch",
+        "core" if compiled else "torch",
         disk,
         memory,
         length,

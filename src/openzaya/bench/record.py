@@ -19,13 +19,12 @@ from openzaya.engine.core.products import CoreUnavailable, supported_variants
 
 
 def record(benchmark: str, command: Sequence[str], figures: Mapping[str, Any]) -> dict[str, Any]:
-    """One object: what was run, when, on what machine and of which commit, then the figures."""
+    """One object: what was run, when, and of which commit, then the figures, `machine` among them."""
     return {
         "benchmark": benchmark,
         "command": shlex.join(command),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
-        "machine": machine(),
         **figures,
     }
 
@@ -54,7 +53,7 @@ def commit() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory, instruction sets, accelerators, and how busy it was as this was asked."""
+    """Processor, cores, memory, instruction sets, accelerators, and how busy it is: ask before measuring."""
     try:
         variants: tuple[str, ...] = supported_variants()
     except CoreUnavailable:

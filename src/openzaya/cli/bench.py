@@ -20,6 +20,8 @@ from openzaya.cli.options import BUNDLED
 from openzaya.cli.solve import ARGUMENTS
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from openzaya.bench.subject import Subject
     from openzaya.model.quantised.scheme import Scheme
 
@@ -111,7 +113,9 @@ def decode(
     every round; printed are medians, with the lowest and the highest round.
     """
     from openzaya.bench.decode import Settings, measure_decode
+    from openzaya.bench.record import machine
 
+    facts: dict[str, Any] = {"machine": machine()}
     settings = Settings(
         rows=_numbers("--rows", rows),
         prompt=prompt,
@@ -122,7 +126,7 @@ def decode(
     with _opened(model, scheme, group, keep, threads, variant, kv_dtype, device) as subject:
         with follow_rounds("decode") as progress:
             figures = measure_decode(subject, settings, progress)
-        facts = {"model": {"name": model, **subject.facts}, "settings": asdict(settings), **figures}
+        facts |= {"model": {"name": model, **subject.facts}, "settings": asdict(settings), **figures}
     _finish(ctx, "decode", facts, as_json=as_json, save=save, show=_show_decode)
 
 
@@ -157,8 +161,10 @@ def rollouts(
 
     Each is the time until all sequences have their first token, against the same without sharing in the same round.
     """
+    from openzaya.bench.record import machine
     from openzaya.bench.rollouts import Settings, measure_rollouts
 
+    facts: dict[str, Any] = {"machine": machine()}
     with _opened(model, scheme, group, keep, threads, variant, kv_dtype, device) as subject:
         settings = Settings(
             rollouts=count,
@@ -173,7 +179,7 @@ def rollouts(
         )
         with follow_rounds("rollouts") as progress:
             figures = measure_rollouts(subject, settings, progress)
-        facts = {"model": {"name": model, **subject.facts}, "settings": asdict(settings), **figures}
+        facts |= {"model": {"name": model, **subject.facts}, "settings": asdict(settings), **figures}
     _finish(ctx, "rollouts", facts, as_json=as_json, save=save, show=_show_rollouts)
 
 
@@ -195,7 +201,7 @@ def _opened(
 
     chosen = _scheme(scheme or ("w4" if group or model in SHAPES else None), group)
     with ExitStack() as stack:
-        with follow_bytes(f"writing {model} in {chosen}") as progress:
+        with follow_bytes(f"writing {model} in {chosen}" if chosen else f"opening {model}") as progress:
             found = stack.enter_context(model_for(model, chosen, keep=keep, device=device, progress=progress))
         try:
             opened = open_subject(found, threads=threads, variant=variant, kv_dtype=kv_dtype, device=device)
@@ -278,10 +284,9 @@ def _finish(
 
 
 def _show_decode(report: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = _console()
     _say_what_ran(console, report)
     table = Table(box=None, padding=(0, 2))
     competing = report["settings"]["competing"]
@@ -304,9 +309,7 @@ def _show_decode(report: dict[str, Any]) -> None:
 
 
 def _show_rollouts(report: dict[str, Any]) -> None:
-    from rich.console import Console
-
-    console, settings = Console(highlight=False), report["settings"]
+    console, settings = _console(), report["settings"]
     _say_what_ran(console, report)
     shared, round_ = report["rollouts"], report["aggregation"]
     console.print(
@@ -334,7 +337,14 @@ def seconds(figure: dict[str, float]) -> str:
     return f"{median} [{low}, {high}]"
 
 
-def _say_what_ran(console: Any, report: dict[str, Any]) -> None:
+def _console() -> Console:
+    """Wide where it is no terminal, so that a table in a file keeps its rows."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+
+
+def _say_what_ran(console: Console, report: dict[str, Any]) -> None:
     model, probe = report["model"], report["probe"]
     console.print(f"{model['name']} in {model['scheme']}, {model['executor']}, {model['threads']} threads")
     console.print(f"probe: {probe['what']}: {spread(probe['gigabytes_a_second'])} GB/s")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -147,7 +148,7 @@ def _print_table(
 
     from openzaya.bench.outlook import SHARE_IN_CORE, SHARE_IN_TORCH
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     sections = (
         (f"{model}", _shape_rows(config, stored)),
         ("parameters", _parameter_rows(config, sizes)),
@@ -183,18 +184,23 @@ def _table_of(here: Sequence[Outlook]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2), header_style="dim")
-    for column in ("weights", "runs in", "on disk", "in memory", "fits", "sequences", "tokens/s"):
-        table.add_column(column, justify="left" if column in ("weights", "runs in", "fits") else "right")
+    for column in ("weights", "runs in", "on disk", "in memory", "room for", "tokens/s"):
+        table.add_column(column, justify="left" if column in ("weights", "runs in") else "right")
     for each in here:
         if each.refusal or each.disk_bytes is None or each.memory_bytes is None:
             continue
-        fits = "not known" if each.fits is None else "yes" if each.fits else "no"
-        room = "-" if each.sequences is None else f"{each.sequences:,} of {each.sequence_tokens:,} tokens"
         speed = "-" if each.tokens_a_second is None else f"about {rate(each.tokens_a_second)}"
         table.add_row(
-            _way(each), each.executor, byte_size(each.disk_bytes), byte_size(each.memory_bytes), fits, room, speed
+            _way(each), each.executor, byte_size(each.disk_bytes), byte_size(each.memory_bytes), _room(each), speed
         )
     return table
+
+
+def _room(each: Outlook) -> str:
+    if each.fits is None:
+        return "not known"
+    plural = "s" if each.sequences != 1 else ""
+    return f"{each.sequences:,} sequence{plural} of {each.sequence_tokens:,}" if each.fits else "does not fit"
 
 
 def _way(each: Outlook) -> str:
