@@ -164,13 +164,14 @@ class Bench:
     def _timed(self, waves: Sequence[Sequence[Prompt]]) -> float:
         """Seconds for a first token after every prompt, one wave after the other, nothing being kept from before."""
         self._scheduler.drop_prefixes()
-        return seconds_of(lambda: [self._first_tokens(wave) for wave in waves])
+        return seconds_of(lambda: self._first_tokens(waves))
 
-    def _first_tokens(self, prompts: Sequence[Prompt]) -> None:
-        for number, prompt in enumerate(prompts):
-            self._scheduler.submit(Generation(prompt, _PLAIN, seed=number, limit=1))
-        while self._scheduler.busy:
-            self._scheduler.step()
+    def _first_tokens(self, waves: Sequence[Sequence[Prompt]]) -> None:
+        for wave in waves:
+            for number, prompt in enumerate(wave):
+                self._scheduler.submit(Generation(prompt, _PLAIN, seed=number, limit=1))
+            while self._scheduler.busy:
+                self._scheduler.step()
 
 
 def _solve() -> float:
