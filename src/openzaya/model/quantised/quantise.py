@@ -61,7 +61,6 @@ def quantise_checkpoint(
     scheme cannot hold, a destination that is the source or too full; and, leaving nothing, for weights that are not
     finite numbers.
     """
-    began = time.monotonic()
     folder = Path(destination)
     if folder.exists() and folder.samefile(source):
         raise ValueError(f"{folder} is the checkpoint itself; give another folder for the quantised model")
@@ -69,15 +68,31 @@ def quantise_checkpoint(
     if isinstance(weights, Container):
         raise ValueError(f"{source} is quantised already ({weights.scheme}); give the checkpoint that it was made from")
     check_shapes(weights.config, scheme)
+    write_container(folder, weights.config, scheme, _outgoing(weights, scheme), companions(source), progress)
+
+
+def write_container(
+    folder: Path,
+    config: ZayaConfig,
+    scheme: Scheme,
+    outgoing: Iterable[Outgoing],
+    copied: Iterable[Path] = (),
+    progress: Callable[[Progress], None] | None = None,
+) -> None:
+    """Write the tensors of a container, hashing each on its way, with its header, config.json and the files `copied`.
+
+    Raises ValueError where `folder` has too little room or holds something else.
+    """
+    began = time.monotonic()
     hashes: dict[str, str] = {}
-    tensors = [_hashed(tensor, hashes) for tensor in _outgoing(weights, scheme)]
+    tensors = [_hashed(tensor, hashes) for tensor in outgoing]
     total = sum(tensor.size for tensor in tensors)
-    _check_room(folder, total)
+    check_room(folder, total)
     # Hashes are known at the end but stand at the start, so zeros of the same length keep their place.
-    header = Header(scheme, architecture(weights.config), {tensor.name: "00" * HASH_BYTES for tensor in tensors})
+    header = Header(scheme, architecture(config), {tensor.name: "00" * HASH_BYTES for tensor in tensors})
     with replaced_folder(folder) as partial:
-        write_json(partial / CONFIG, _config_fields(weights.config, scheme))
-        for path in companions(source):
+        write_json(partial / CONFIG, _config_fields(config, scheme))
+        for path in copied:
             shutil.copyfile(path, partial / path.name)
         done = 0
         for written in write_file(partial / SINGLE, tensors, header.to_metadata(), alignment=_ALIGNMENT):
@@ -163,7 +178,8 @@ def _hashed(tensor: Outgoing, hashes: dict[str, str]) -> Outgoing:
     return replace(tensor, pieces=pieces)
 
 
-def _check_room(folder: Path, total: int) -> None:
+def check_room(folder: Path, total: int) -> None:
+    """Raises ValueError where the disk of `folder` has fewer than `total` bytes free."""
     parent = next(path for path in folder.absolute().parents if path.exists())
     if (free := shutil.disk_usage(parent).free) < total:
         raise ValueError(
