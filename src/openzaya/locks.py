@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
+def alone(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Keep other processes out for the same file or folder, which must exist, having waited until none is inside.
 
-    The system gives the lock up when its process ends, however it ends. Systems without such locks keep nobody out.
-    Raises OSError where `path` cannot be opened.
+    `on_wait` is called before a wait. The system gives the lock up when its process ends, however it ends. Systems
+    without such locks keep nobody out. Raises OSError where `path` cannot be opened.
     """
     try:
         import fcntl
@@ -22,7 +22,12 @@ def alone(path: Path) -> Iterator[None]:
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if on_wait is not None:
+                on_wait()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
