@@ -8,11 +8,14 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
+
+import pytest
+from huggingface_hub import close_session, constants
 
 _API = re.compile(r"/api/models/(?P<repository>[^/]+/[^/]+?)(?:/revision/(?P<revision>[^/]+))?")
 _FILE = re.compile(r"/(?P<repository>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)")
@@ -96,11 +99,11 @@ class HubServer:
         """Bytes of content of the files whose names end so."""
         return sum(each.sent for each in self.asked if each.file and each.file.endswith(suffix))
 
-    def wait_until_sent(self, count: int, seconds: float = 60.0) -> None:
-        """Wait for that many bytes of weights."""
+    def wait_until(self, happened: Callable[[], bool], seconds: float) -> None:
+        """Wait until something has happened; fails after `seconds`."""
         end = time.monotonic() + seconds
-        while self.sent() < count:
-            assert time.monotonic() < end, f"only {self.sent()} of {count} bytes were asked for"
+        while not happened():
+            assert time.monotonic() < end, f"it did not happen within {seconds} s of {self.asked}"
             time.sleep(0.01)
 
     def __enter__(self) -> HubServer:
@@ -110,6 +113,18 @@ class HubServer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+def use_hub(url: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let huggingface_hub in this process speak to the hub at `url`, and everything be kept below `place`."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(place / "hf"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    close_session()
 
 
 def git_sha1(data: bytes) -> str:

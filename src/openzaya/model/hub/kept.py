@@ -75,9 +75,10 @@ def prepare(
             work.rmdir()
             return 0
         preparation = Preparation(listing, folder, work, scheme)
-        if scheme != DEFAULT_SCHEME and preparation.quantised_already:
+        if preparation.quantised_already and not only_if_absent:
             raise ValueError(
-                f"{repository} is quantised on the hub already; leave out the scheme to have it as it is there"
+                f"{repository} is quantised on the hub already; run it by its name, or give the checkpoint that it was "
+                "made from"
             )
         journey.begin(preparation.plan(need))
         preparation.run(journey)

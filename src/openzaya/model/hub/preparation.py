@@ -73,7 +73,14 @@ class Preparation:
             weights = open_plain(self._hub, headers)
         except ValueError as error:
             raise self._unfit(error) from None
-        return GrowingContainer(self._kept / SINGLE, self._work / "done.jsonl", weights, scheme)
+        try:
+            return GrowingContainer(self._kept / SINGLE, self._work / "done.jsonl", weights, scheme)
+        except ValueError as error:
+            name = self.listing.repository
+            raise ValueError(
+                f"{name} cannot be kept in {scheme} ({error}); run it as it is: openzaya convert {name} FOLDER, and "
+                "give that folder"
+            ) from None
 
     @property
     def quantised_already(self) -> bool:

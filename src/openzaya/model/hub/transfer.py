@@ -69,7 +69,7 @@ def fetch(listing: Listing, file: HubFile, path: Path, on_bytes: OnBytes, stop: 
                     f"the connection to {hub_name()} was lost after {_of(have, file.size)} of {file.name} "
                     f"({error}); the same command goes on from there"
                 ) from None
-            if stop.wait(min(8.0, 0.5 * 2**lost)):
+            if stop.wait(_pause(lost)):
                 raise Stopped from None
     if file.size == 0:
         part.touch()
@@ -140,6 +140,11 @@ def check_hash(listing: Listing, file: HubFile, digest: Any, received: Path) -> 
             f"{file.name} of {listing.repository} was damaged on its way (its hash is not the one that {hub_name()} "
             "states) and was removed; the same command downloads it again"
         )
+
+
+def _pause(lost: int) -> float:
+    """Seconds before the next connection."""
+    return min(8.0, 0.5 * 2.0**lost)
 
 
 class _LostConnection(Exception):

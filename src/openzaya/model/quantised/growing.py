@@ -24,6 +24,8 @@ from openzaya.model.quantised.scheme import Scheme
 from openzaya.model.sources import PlainSource
 from openzaya.model.storage import CONFIG, lay_out, replace_metadata, write_json, write_tensor
 
+_HEAD = "lm_head.weight"
+"""Recorded once it was compared; as a tensor of the file it only has a name with a suffix."""
 _PLAIN_BYTES = 64 << 20
 """Bytes of small tensors that are written before the disk is waited for."""
 
@@ -55,9 +57,9 @@ class GrowingContainer:
 
     @property
     def awaited(self) -> list[frozenset[Path]]:
-        """For each unit that is still to be written, the checkpoint's files that it is made from."""
+        """For each unit that is still to be written or compared, the checkpoint's files that it is made from."""
         found = [self._files(unit) for unit in self._undone()]
-        return [*found, self._weights.head_files] if found and self._weights.head_files else found
+        return [*found, self._weights.head_files] if self._head_unchecked else found
 
     def __enter__(self) -> GrowingContainer:
         """Reserves the disk; raises OSError where it is full."""
@@ -88,9 +90,10 @@ class GrowingContainer:
 
         Raises ValueError for weights that are not finite numbers, or a head that its embedding contradicts.
         """
-        if all(path.is_file() for path in self._weights.head_files):
-            self._weights.check_head()
         waiting: dict[str, str] = {}
+        if self._head_unchecked and all(path.is_file() for path in self._weights.head_files):
+            self._weights.check_head()
+            waiting[_HEAD] = "the embedding's"
         unsynced = 0
         for unit in self._undone():
             if not all(path.is_file() for path in self._files(unit)):
@@ -104,7 +107,8 @@ class GrowingContainer:
     def finish(self) -> None:
         """Put the hashes into the header, once every tensor is there."""
         assert not self._undone()
-        replace_metadata(self._path, replace(self._header, hashes=self._hashes).to_metadata())
+        hashes = {name: self._hashes[name] for name in self._header.hashes}
+        replace_metadata(self._path, replace(self._header, hashes=hashes).to_metadata())
 
     def write_config(self, folder: Path) -> None:
         """config.json of the finished folder."""
@@ -135,6 +139,10 @@ class GrowingContainer:
             os.fsync(record.fileno())
         self._hashes |= hashes
         hashes.clear()
+
+    @property
+    def _head_unchecked(self) -> bool:
+        return bool(self._weights.head_files) and _HEAD not in self._hashes
 
     def _undone(self) -> list[Unit]:
         return [unit for unit in self._units if any(tensor.name not in self._hashes for tensor in unit.tensors)]
