@@ -17,7 +17,7 @@ from types import TracebackType
 import pytest
 from huggingface_hub import close_session, constants
 
-_API = re.compile(r"/api/models/(?P<repository>[^/]+/[^/]+?)(?:/revision/(?P<revision>[^/]+))?")
+_API = re.compile(r"/api/models/(?P<repository>[^/]+/[^/]+?)(?:/(?P<what>revision|tree)/(?P<revision>[^/]+))?")
 _FILE = re.compile(r"/(?P<repository>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)")
 _CHUNK = 4096
 LONGEST_HEADER = 1 << 16
@@ -55,6 +55,15 @@ class Repository:
         gated = "auto" if self.gated else False
         return {"id": name, "sha": self.commit, "private": self.private, "gated": gated, "tags": [],
                 "downloads": 0, "likes": 0, "siblings": siblings}  # fmt: skip
+
+    def tree(self) -> list[dict[str, object]]:
+        entries = []
+        for file, data in sorted(self.files.items()):
+            entry: dict[str, object] = {"type": "file", "path": file, "size": len(data), "oid": git_sha1(data)}
+            if file.endswith(".safetensors"):
+                entry["lfs"] = {"size": len(data), "oid": hashlib.sha256(data).hexdigest(), "pointerSize": 134}
+            entries.append(entry)
+        return entries
 
 
 @dataclass
@@ -148,18 +157,19 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             if hub.status is not None:
                 self._refuse(hub.status, "Unavailable")
             elif found := _API.fullmatch(path):
-                self._list(found["repository"], asked)
+                self._list(found["repository"], asked, tree=found["what"] == "tree")
             elif found := _FILE.fullmatch(path):
                 self._send_file(found["repository"], found["revision"], found["name"], asked)
             else:
                 self._refuse(404, "NotFound")
 
-        def _list(self, name: str, asked: Asked) -> None:
+        def _list(self, name: str, asked: Asked, *, tree: bool) -> None:
             repository = hub.repositories.get(name)
             if repository is None or (repository.private and asked.token is None):
                 self._refuse(401 if asked.token is None else 404, "RepoNotFound")
                 return
-            self._send(200, json.dumps(repository.listing(name)).encode(), {"Content-Type": "application/json"})
+            listed = repository.tree() if tree else repository.listing(name)
+            self._send(200, json.dumps(listed).encode(), {"Content-Type": "application/json"})
 
         def _send_file(self, name: str, revision: str, file: str, asked: Asked) -> None:
             repository = hub.repositories.get(name)
@@ -210,13 +220,13 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 # What is shorter is the header of a shard, or no shard.
                 if len(data) > LONGEST_HEADER and self._accident(start):
                     return
+                if asked is not None:
+                    asked.sent += len(piece)
                 try:
                     self.wfile.write(piece)
                 except OSError:
                     self.close_connection = True
                     return
-                if asked is not None:
-                    asked.sent += len(piece)
 
         def _accident(self, sent: int) -> bool:
             if hub.cut_after is not None and sent >= hub.cut_after:

@@ -20,7 +20,7 @@ from openzaya.cli import journey as journey_module
 from openzaya.cli.exits import Code
 from openzaya.cli.journey import CommandJourney, Lines, seconds_left
 from openzaya.model.hub.journey import Progress
-from openzaya.model.hub.kept import kept_folder
+from openzaya.model.hub.places import kept_folder
 from openzaya.model.hub.plan import MemoryNeed, Plan
 
 Program = Callable[..., Result]

@@ -23,7 +23,8 @@ from hub_server import LONGEST_HEADER, HubServer, Repository, use_hub
 from openzaya.model.hub import plan as plan_module
 from openzaya.model.hub import preparation, transfer
 from openzaya.model.hub.journey import LoggedJourney, Progress
-from openzaya.model.hub.kept import kept_folder, origin_of, prepare, quantised_model
+from openzaya.model.hub.kept import prepare, quantised_model
+from openzaya.model.hub.places import kept_folder, origin_of
 from openzaya.model.hub.plan import MemoryNeed, most_at_once
 from openzaya.model.quantised.container import Container
 from openzaya.model.quantised.quantise import quantise_checkpoint
@@ -206,8 +207,8 @@ def test_an_interrupted_run_goes_on_and_no_finished_shard_comes_twice(hub, quant
     assert same_weights(quantised_model(NAME, journey=follower), quantised)
     whole = [asked for asked in hub.asked if asked.file in shards(hub) and asked.range != "bytes=0-65535"]
     begun = [asked.file for asked in whole if asked.range.startswith("bytes=0-")]
-    assert len(begun) == len(set(begun)) == len(shards(hub))
-    assert hub.sent() <= sum(shards(hub).values()) + 2 * headers(hub)
+    assert set(begun) == set(shards(hub))
+    assert len(begun) <= len(shards(hub)) + 1, "only one that was stopped before its first byte begins twice"
     assert follower.steps[0].written > 0 or written == 0
 
 
@@ -359,7 +360,7 @@ def test_the_room_is_that_of_the_shards_which_lie_there_at_once():
     spanning = [frozenset("a"), frozenset("ab"), frozenset("bc")]
     assert most_at_once("abc", sizes, spanning, set(), ahead=False) == 8
     assert most_at_once("abc", sizes, [frozenset("ac"), *apart], set(), ahead=False) == 9
-    assert most_at_once("bc", sizes, [frozenset("bc")], {"a", "b"}, ahead=False) == 12
+    assert most_at_once("bc", sizes, [frozenset("bc")], {"a", "b"}, ahead=False) == 8
 
 
 def _free(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
@@ -467,7 +468,7 @@ def test_what_the_hub_refuses_is_told_apart(hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     repository.gated = True
     quantised_model(NAME, journey=Follower())
-    assert {asked.token for asked in hub.asked if asked.sent} == {"Bearer hf_secret", None}
+    assert {asked.token for asked in hub.asked if asked.sent} == {"Bearer hf_secret"}
 
 
 def test_a_model_that_is_none_or_another_is_refused_before_a_weight_comes(hub):

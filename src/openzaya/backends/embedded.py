@@ -34,7 +34,7 @@ from openzaya.engine.params import SamplingParams
 from openzaya.engine.sampling import TokenLogprobs, derived_seed
 from openzaya.engine.weights import find_weights
 from openzaya.model.decoder import ZayaForCausalLM
-from openzaya.model.hub.kept import origin_of
+from openzaya.model.hub.places import origin_of
 
 _FINDING = ("executor", "dtype", "device", "packed", "memory")
 _CLOSE_REASONING = f"\n{control.THINK_CLOSE}\n\n"

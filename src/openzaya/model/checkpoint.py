@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from openzaya.model.config import SkipSemantics, ZayaConfig
 from openzaya.model.decoder import ZayaForCausalLM
-from openzaya.model.hub.listing import is_hub_id, told
+from openzaya.model.hub.listing import is_hub_id, require_online, told
 from openzaya.model.names import Layout, StoredTensor, expected_tensors
 from openzaya.model.numerics import Numerics, numerics_profile
 from openzaya.model.quantised.container import Container
@@ -137,7 +137,7 @@ def _download(hub_id: str) -> Path:
         try:
             return Path(snapshot_download(hub_id, allow_patterns=_DOWNLOADED))
         except LocalEntryNotFoundError as error:
-            # Its cause is the connection, or that none is allowed.
+            require_online(hub_id)
             raise ConnectionError(str(error.__cause__ or error)) from error
 
 

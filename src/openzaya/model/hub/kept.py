@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,19 +12,14 @@ from openzaya.memory import memory_bytes
 from openzaya.model.config import ZayaConfig
 from openzaya.model.hub.journey import Journey, LoggedJourney
 from openzaya.model.hub.listing import list_model
+from openzaya.model.hub.places import kept_folder, origin_of
 from openzaya.model.hub.plan import NeedOf
-from openzaya.model.hub.preparation import ORIGIN, Preparation
+from openzaya.model.hub.preparation import Preparation
 from openzaya.model.quantised.scheme import DEFAULT_SCHEME, Scheme
 from openzaya.model.storage import SINGLE, check_replaceable
 
 _CHECK_SECONDS = 3.0
 """The longest that a model which is kept waits for the hub's word whether there is a newer one."""
-
-
-def kept_folder(repository: str) -> Path:
-    """Where the model `org/name` is kept, below XDG_CACHE_HOME (~/.cache)."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "openzaya" / "models" / repository.replace("/", "--")
 
 
 def quantised_model(
@@ -83,17 +76,6 @@ def prepare(
         journey.begin(preparation.plan(need))
         preparation.run(journey)
     return preparation.weight_bytes
-
-
-def origin_of(folder: str | Path) -> dict[str, Any] | None:
-    """Which revision of which model a folder was made from: `repository`, `commit`, `identity`, `size`; None for a
-    folder that was not made from the hub."""
-    try:
-        origin = json.loads((Path(folder) / ORIGIN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    wanted = {"repository": str, "commit": str, "identity": str, "size": int}
-    return origin if all(isinstance(origin.get(name), kind) for name, kind in wanted.items()) else None
 
 
 @contextmanager

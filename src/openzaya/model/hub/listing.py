@@ -74,11 +74,7 @@ def list_model(repository: str, *, offline: bool = False, timeout: float = 10.0)
     """The newest revision of a model. Raises ValueError as `told` does, and HubUnreachable where `offline`."""
     from huggingface_hub import HfApi, constants
 
-    if offline or is_offline():
-        raise HubUnreachable(
-            f"{repository} is not kept on this machine, and --offline or HF_HUB_OFFLINE forbids to download it; "
-            "run it once without"
-        )
+    require_online(repository, offline=offline)
     with told(repository):
         found = HfApi(endpoint=constants.ENDPOINT).model_info(repository, files_metadata=True, timeout=timeout)
     files = {}
@@ -129,8 +125,12 @@ def told(repository: str) -> Iterator[None]:
         ) from None
 
 
-def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE forbids to ask the hub."""
+def require_online(repository: str, *, offline: bool = False) -> None:
+    """Raises HubUnreachable where the caller or HF_HUB_OFFLINE forbids to ask the hub."""
     from huggingface_hub import constants
 
-    return bool(constants.HF_HUB_OFFLINE)
+    if offline or constants.HF_HUB_OFFLINE:
+        raise HubUnreachable(
+            f"{repository} is not kept on this machine, and --offline or HF_HUB_OFFLINE forbids to download it; "
+            "run it once without"
+        )

@@ -24,6 +24,7 @@ from openzaya.model.hub.arriving import ArrivingContainer
 from openzaya.model.hub.journey import Journey
 from openzaya.model.hub.listing import Listing, hub_name
 from openzaya.model.hub.meter import Meter
+from openzaya.model.hub.places import ORIGIN
 from openzaya.model.hub.plan import NeedOf, Plan, disk_free, gigabytes, most_at_once
 from openzaya.model.hub.shard_header import read_shard_header
 from openzaya.model.hub.speed import quantising_seconds
@@ -34,8 +35,6 @@ from openzaya.model.quantised.scheme import Scheme
 from openzaya.model.sources import companions, open_plain
 from openzaya.model.storage import INDEX, SINGLE, put_in_place, write_json
 
-ORIGIN = "origin.json"
-"""Says of a kept folder, and of a working folder, which revision of which model it was made from."""
 _RENAMED = {SINGLE: "model-00001-of-00001.safetensors"}
 """A single file is one shard here, so that there is one way for all."""
 _MEASURED_FROM = 30_000_000

@@ -11,12 +11,12 @@ import errno
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event
 from typing import Any
 
-from openzaya.model.hub.listing import HubFile, Listing, hub_name, told
+from openzaya.model.hub.listing import HubFile, HubUnreachable, Listing, hub_name, told
 
 _CHUNK = 1 << 20
 _TIMEOUT = 20.0
@@ -48,22 +48,22 @@ def fetch(listing: Listing, file: HubFile, path: Path, on_bytes: OnBytes, stop: 
     have = _hashed_so_far(part, file, digest, on_bytes, stop)
     lost = 0
     while have < file.size:
-        received = 0
+        before = have
         try:
-            for start, chunk in _stream(listing, file, have):
+            for start, chunk in _stream(listing, file, have, file.size):
                 if stop.is_set():
                     raise Stopped
                 if start < have:  # The server knows no ranges and began anew.
                     on_bytes(-have)
-                    have, digest = 0, digest_of(file)
+                    have, before, digest = 0, 0, digest_of(file)
                     part.unlink()
                 with full_disk_told(part.parent, file.name, _of(have, file.size)):
                     _append(part, chunk)
                 digest.update(chunk)
-                have, received = have + len(chunk), received + len(chunk)
+                have += len(chunk)
                 on_bytes(len(chunk))
         except _LostConnection as error:
-            lost = 0 if received else lost + 1
+            lost = 0 if have > before else lost + 1
             if lost >= _TRIES:
                 raise ValueError(
                     f"the connection to {hub_name()} was lost after {_of(have, file.size)} of {file.name} "
@@ -79,14 +79,8 @@ def fetch(listing: Listing, file: HubFile, path: Path, on_bytes: OnBytes, stop: 
 
 def verify(file: HubFile, path: Path, on_bytes: OnBytes, stop: Event) -> bool:
     """Whether a whole file is what the hub states; `on_bytes` is told of its bytes, and takes them back where not."""
-    digest, size = digest_of(file), 0
-    with path.open("rb") as whole:
-        while chunk := whole.read(_CHUNK):
-            if stop.is_set():
-                raise Stopped
-            digest.update(chunk)
-            size += len(chunk)
-            on_bytes(len(chunk))
+    digest = digest_of(file)
+    size = _take_in(path, digest, on_bytes, stop)
     if digest.hexdigest() == (file.sha256 or file.git_sha1 or digest.hexdigest()):
         return True
     on_bytes(-size)
@@ -94,33 +88,32 @@ def verify(file: HubFile, path: Path, on_bytes: OnBytes, stop: Event) -> bool:
 
 
 def read_range(listing: Listing, file: HubFile, start: int, end: int) -> bytes:
-    """Bytes `start` to `end` (exclusive) of a file. Raises ValueError as `told` does."""
-    with told(listing.repository):
-        received = b""
-        with _response(listing, file, start, end) as response:
-            # A server that knows no ranges sends the file from its start.
-            skip = start if response.status_code == 200 else 0
-            for chunk in response.iter_raw(_CHUNK):
-                received += chunk
-                if len(received) >= skip + end - start:
+    """Bytes `start` to `end` (exclusive) of a file. Raises ValueError as `told` does, and where the connection fails
+    for good."""
+    for lost in range(_TRIES):
+        received = bytearray()
+        try:
+            for place, chunk in _stream(listing, file, start, end):
+                received += chunk[max(0, start - place) :]
+                if len(received) >= end - start:
                     break
-        return received[skip : skip + end - start]
+            return bytes(received[: end - start])
+        except _LostConnection as error:
+            reason = error
+            time.sleep(_pause(lost))
+    raise HubUnreachable(f"the connection to {hub_name()} was lost ({reason}); run the same command again")
 
 
 def measure_speed(listing: Listing, file: HubFile) -> float | None:
-    """Bytes a second at which `file` comes, by its first second and a half; None where nothing came.
-
-    Raises ValueError as `told` does.
-    """
-    with told(listing.repository):
-        came, first, now = 0, 0.0, 0.0
-        with _response(listing, file, 0, min(file.size, _MEASURED_BYTES)) as response:
-            for chunk in response.iter_raw(1 << 16):
-                now = time.monotonic()
-                # What the first chunk took is the way there and back, not the speed.
-                first, came = (now, 0) if not first else (first, came + len(chunk))
-                if now - first > _MEASURED_SECONDS:
-                    break
+    """Bytes a second at which `file` comes, by its first second and a half; None where too little came."""
+    came, first, now = 0, 0.0, 0.0
+    with suppress(_LostConnection):
+        for _place, chunk in _stream(listing, file, 0, min(file.size, _MEASURED_BYTES)):
+            now = time.monotonic()
+            # What the first chunk took is the way there and back, not the speed.
+            first, came = (now, 0) if not first else (first, came + len(chunk))
+            if now - first > _MEASURED_SECONDS or came > _MEASURED_BYTES:
+                break
     return came / (now - first) if came and now > first else None
 
 
@@ -151,16 +144,18 @@ class _LostConnection(Exception):
     """The connection failed, or the server has too much to do; worth another try."""
 
 
-def _stream(listing: Listing, file: HubFile, start: int) -> Iterator[tuple[int, bytes]]:
-    """Chunks of a file from `start` on, each with where it begins; raises _LostConnection, or ValueError for good."""
+def _stream(listing: Listing, file: HubFile, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """Bytes `start` to `end` of a file as they come, each chunk with where it begins; all of the file from servers that
+    know no ranges. Raises _LostConnection, and ValueError for what another try does not help."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     place = start
     try:
-        with _response(listing, file, start, file.size) as response:
+        with _response(listing, file, start, end) as response:
             if response.status_code == 200:
-                place = 0
-            for chunk in response.iter_raw(_CHUNK):
+                place, end = 0, file.size
+            # Without a size, so that what came before an accident is not lost in a buffer.
+            for chunk in response.iter_raw():
                 yield place, chunk
                 place += len(chunk)
     except HfHubHTTPError as error:
@@ -170,7 +165,7 @@ def _stream(listing: Listing, file: HubFile, start: int) -> Iterator[tuple[int, 
         raise _LostConnection(f"status {error.response.status_code}") from None
     except (HTTPError, ConnectionError, TimeoutError) as error:
         raise _LostConnection(str(error) or type(error).__name__) from None
-    if place < file.size:
+    if place < end:
         raise _LostConnection("the server ended it early")
 
 
@@ -212,15 +207,20 @@ def _hashed_so_far(part: Path, file: HubFile, digest: Any, on_bytes: OnBytes, st
     if part.stat().st_size > file.size:
         part.unlink()
         return 0
-    have = 0
-    with part.open("rb") as received:
-        while chunk := received.read(_CHUNK):
+    return _take_in(part, digest, on_bytes, stop)
+
+
+def _take_in(path: Path, digest: Any, on_bytes: OnBytes, stop: Event) -> int:
+    """Take a file into `digest`; returns its bytes."""
+    size = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
             if stop.is_set():
                 raise Stopped
             digest.update(chunk)
-            have += len(chunk)
+            size += len(chunk)
             on_bytes(len(chunk))
-    return have
+    return size
 
 
 def _append(part: Path, chunk: bytes) -> None:
