@@ -424,7 +424,7 @@ def test_shards_in_the_cache_of_huggingface_hub_are_read_there_and_stay(hub, qua
 
 def test_a_damaged_file_in_that_cache_is_not_believed(hub, quantised):
     snapshot = Path(snapshot_download(NAME))
-    name = sorted(shards(hub))[0]
+    name = sorted(shards(hub))[3]
     damaged = (snapshot / name).resolve()
     damaged.write_bytes(b"\0" * damaged.stat().st_size)
     hub.asked.clear()
@@ -488,6 +488,7 @@ def test_a_model_that_is_none_or_another_is_refused_before_a_weight_comes(hub):
     assert f"{name} of {NAME} is no whole safetensors file" in refusal()
     files[name] = struct.pack("<Q", 10**12) + shard[8:]
     assert "is no whole safetensors file" in refusal()
+    assert not working_folder().exists(), "a refusal leaves nothing"
     for absent in [*shards(hub), "model.safetensors.index.json"]:
         del files[absent]
     assert "has no config.json with model.safetensors or model.safetensors.index.json" in refusal()

@@ -93,8 +93,13 @@ class PlainSource:
             self._holders.setdefault(tensor.native, []).append(tensor)
         self.head_files = _files_of_tied_head(archive, self.config)
         """Of a head beside tied embeddings, which `check_head` compares; empty for other models."""
-        if all(path.is_file() for path in self.head_files):
+        if self.head_files <= self.here:
             self.check_head()
+
+    @property
+    def here(self) -> frozenset[Path]:
+        """The files that can be read, as of the last `release`."""
+        return self._archive.here
 
     def files(self, native: str) -> frozenset[Path]:
         """The files that a tensor of the model is read from."""

@@ -81,6 +81,11 @@ class Archive:
         """All the files that a tensor is read from."""
         return frozenset({self.file(name)})
 
+    @property
+    def here(self) -> frozenset[Path]:
+        """The files that can be read: all but those that had not come when they were last looked for."""
+        return frozenset(path for path, shard in self._shards.items() if shard is not self._awaited.get(path.name))
+
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._shards[self.file(name)].get_slice(name).get_shape())
 

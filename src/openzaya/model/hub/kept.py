@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,7 +66,6 @@ def prepare(
     listing = list_model(repository, offline=offline)
     with _working_folder(folder, repository, journey) as work:
         if only_if_absent and origin_of(folder):
-            work.rmdir()
             return 0
         preparation = Preparation(listing, folder, work, scheme)
         if preparation.quantised_already and not only_if_absent:
@@ -84,11 +84,16 @@ def _working_folder(folder: Path, repository: str, journey: Journey) -> Iterator
     work = folder.absolute().with_name(f".{folder.name}.preparing")
     while True:
         work.mkdir(parents=True, exist_ok=True)
-        with alone(work, lambda: journey.tell(f"another process is making {repository} ready; waiting for it")):
-            # Whoever finished while this one waited has removed the folder.
-            if work.is_dir():
+        told = f"another process is making {repository} ready; waiting for it"
+        with alone(work, lambda: journey.tell(told)) as still_there:
+            if not still_there:  # Whoever was done while this one waited has removed it.
+                continue
+            try:
                 yield work
-                return
+            finally:
+                if not any(path.suffix in (".safetensors", ".part") for path in work.rglob("*")):
+                    shutil.rmtree(work, ignore_errors=True)
+            return
 
 
 def _check_size(folder: Path, origin: dict[str, Any]) -> None:

@@ -60,7 +60,7 @@ class Listing:
 
 def is_hub_id(name: str | Path) -> bool:
     """Whether `name` is spelled like a model of the hub and is nothing on this machine."""
-    return isinstance(name, str) and bool(_HUB_ID.fullmatch(name)) and not Path(name).exists()
+    return bool(_HUB_ID.fullmatch(str(name))) and not Path(name).expanduser().exists()
 
 
 def hub_name() -> str:

@@ -95,10 +95,9 @@ class Preparation:
 
     def plan(self, need: NeedOf | None) -> Plan:
         """What is still to do. Raises ValueError where the disk is too full, and what `need` raises."""
-        self._adopt_cached()
-        order = self._order()
-        sizes = {name: 0 if self._shards[name].is_symlink() else self.listing.files[name].size for name in self._shards}
-        here = {name for name in order if self._shards[name].is_file()}
+        cached, order = self._find_cached(), self._order()
+        sizes = {name: 0 if name in cached else self.listing.files[name].size for name in self._shards}
+        here = {name for name in order if self._shards[name].is_file() or name in cached}
         parts = sum(_size(_part(self._shards[name])) for name in order)
         taken = sum(sizes[name] for name in here) + parts + _size(self._kept / SINGLE)
         names = {path: name for name, path in self._shards.items()}
@@ -183,8 +182,11 @@ class Preparation:
         with self._container as container, self._downloads(meter) as download:
             for place, name in enumerate(order):
                 for each in order[place : place + 2] if self._ahead else (name,):
-                    if each not in coming:
+                    if each not in coming and self._is_awaited(each):
                         coming[each] = download(each)
+                if name not in coming:  # It was here already, and used up with an earlier one.
+                    meter.came(self.listing.files[name].size)
+                    continue
                 coming[name].result()
                 self._container.release()
                 container.advance(meter.wrote)
@@ -198,13 +200,13 @@ class Preparation:
 
             def bring(name: str) -> None:
                 file, path = self.listing.files[name], self._shards[name]
-                if not path.is_file():
-                    fetch(self.listing, file, path, meter.came, stop)
-                elif path.is_symlink() and not verify(file, path, meter.came, stop):
-                    path.unlink()
-                    fetch(self.listing, file, path, meter.came, stop)
-                elif not path.is_symlink():
+                cached = _cached(path)
+                if path.is_file():
                     meter.came(file.size)
+                elif cached.is_file() and verify(file, cached, meter.came, stop):
+                    cached.rename(path)
+                else:
+                    fetch(self.listing, file, path, meter.came, stop)
 
             try:
                 yield lambda name: pool.submit(bring, name)
@@ -230,6 +232,9 @@ class Preparation:
         shutil.rmtree(self._work, ignore_errors=True)
 
     # ---- inside ----
+
+    def _is_awaited(self, name: str) -> bool:
+        return any(self._shards[name] in files for files in self._container.awaited)
 
     def _order(self) -> list[str]:
         """The shards that something awaits, by name."""
@@ -284,17 +289,23 @@ class Preparation:
         reason = str(error).replace(f"{self._hub}/", "").replace(f"{self._hub} ", "it ")
         return ValueError(f"{self.listing.repository} cannot be run: {reason}")
 
-    def _adopt_cached(self) -> None:
-        """Use the shards that the cache of huggingface_hub has, where they lie."""
+    def _find_cached(self) -> set[str]:
+        """The shards that the cache of huggingface_hub has, each linked to until it is known to be whole."""
         from huggingface_hub import try_to_load_from_cache
 
         for name in self._order():
-            found = try_to_load_from_cache(self.listing.repository, name, revision=self.listing.commit)
             path = self._shards[name]
+            _cached(path).unlink(missing_ok=True)
+            found = try_to_load_from_cache(self.listing.repository, name, revision=self.listing.commit)
             if isinstance(found, str) and not path.exists() and _size(Path(found)) == self.listing.files[name].size:
                 with suppress(OSError):
-                    path.unlink(missing_ok=True)
-                    path.symlink_to(Path(found).resolve())
+                    _cached(path).symlink_to(Path(found).resolve())
+        return {name for name, path in self._shards.items() if path.is_symlink() or _cached(path).is_symlink()}
+
+
+def _cached(path: Path) -> Path:
+    """The link to a shard in another program's cache, until it is checked and becomes `path`."""
+    return path.with_name(f"{path.name}.cached")
 
 
 def _part(path: Path) -> Path:

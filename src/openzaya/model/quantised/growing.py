@@ -91,12 +91,13 @@ class GrowingContainer:
         Raises ValueError for weights that are not finite numbers, or a head that its embedding contradicts.
         """
         waiting: dict[str, str] = {}
-        if self._head_unchecked and all(path.is_file() for path in self._weights.head_files):
+        # What can be read is asked of the weights, not of the disk: a file may come between the two.
+        if self._head_unchecked and self._weights.head_files <= self._weights.here:
             self._weights.check_head()
             waiting[_HEAD] = "the embedding's"
         unsynced = 0
         for unit in self._undone():
-            if not all(path.is_file() for path in self._files(unit)):
+            if not self._files(unit) <= self._weights.here:
                 continue
             unsynced += self._write(unit, waiting, on_bytes)
             if len(unit.tensors) > 1 or unsynced > _PLAIN_BYTES:
