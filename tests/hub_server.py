@@ -83,6 +83,13 @@ class Asked:
         return found["name"] if found else None
 
 
+class _QuietServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that leave are part of the tests."""
+
+
 class HubServer:
     """Serves `repositories` at `url` while its block lasts, and remembers what was asked."""
 
@@ -97,8 +104,7 @@ class HubServer:
         """Whether parts of files are served; else always the whole."""
         self.status: int | None = None
         """In place of every answer."""
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
+        self._server = _QuietServer(("127.0.0.1", 0), _handler(self))
 
     @property
     def url(self) -> str:

@@ -82,10 +82,13 @@ def prepare(
 def _working_folder(folder: Path, repository: str, journey: Journey) -> Iterator[Path]:
     """The working folder of `folder`, for this process alone."""
     work = folder.absolute().with_name(f".{folder.name}.preparing")
+
+    def wait() -> None:
+        journey.tell(f"another process is making {repository} ready; waiting for it")
+
     while True:
         work.mkdir(parents=True, exist_ok=True)
-        told = f"another process is making {repository} ready; waiting for it"
-        with alone(work, lambda: journey.tell(told)) as still_there:
+        with alone(work, wait) as still_there:
             if not still_there:  # Whoever was done while this one waited has removed it.
                 continue
             try:
