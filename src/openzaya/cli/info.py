@@ -14,6 +14,7 @@ import typer
 
 from openzaya.cli.figures import byte_size, count, rate
 from openzaya.cli.options import BUNDLED
+from openzaya.model.hub.places import kept_folder, origin_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -101,7 +102,8 @@ def _folder(model: str) -> Path:
     bundled = Path(str(importlib.resources.files("openzaya"))) / "bundled" / "zaya1-tiny"
     folder = bundled if model == BUNDLED else Path(model).expanduser()
     if not folder.exists() and model.count("/") == 1:
-        folder = _fetched_config(model).parent
+        kept = kept_folder(model)
+        folder = kept if origin_of(kept) else _fetched_config(model).parent
     if not folder.is_dir():
         raise ValueError(f"{model!r} is no model folder; give a folder, a hub id, or one of tiny, {_shape_names()}")
     return folder
@@ -114,13 +116,12 @@ def _shape_names() -> str:
 
 
 def _fetched_config(hub_id: str) -> Path:
-    import httpx
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, HTTPError
 
     try:
         return Path(hf_hub_download(hub_id, "config.json"))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+    except (HTTPError, HFValidationError, OSError) as error:
         raise ValueError(
             f"{hub_id!r} is no model folder, and its config.json could not be fetched from huggingface.co "
             f"({type(error).__name__}); check the name and the connection, or give a folder"

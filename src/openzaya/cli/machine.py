@@ -8,7 +8,8 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+
+from openzaya.memory import memory_bytes
 
 _READ_BYTES = 64 << 20
 """For each core: far beyond its caches."""
@@ -47,7 +48,7 @@ def this_machine() -> Machine:
     compile the core where no installation brought it."""
     cores = _cores()
     speed, probe, no_core = _read_speed(cores)
-    memory, available = _memory()
+    memory, available = memory_bytes()
     has_torch = importlib.util.find_spec("torch") is not None
     return Machine(
         cores,
@@ -65,35 +66,6 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _memory() -> tuple[int | None, int | None]:
-    """Bytes in all and bytes available, the smaller of what the kernel says and what the container may use."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        table = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
-        total, available = table["MemTotal"], table["MemAvailable"]
-    except (OSError, KeyError, ValueError, IndexError):
-        return _memory_of_posix(), None
-    limit = _number_in("/sys/fs/cgroup/memory.max")
-    used = _number_in("/sys/fs/cgroup/memory.current")
-    if limit is not None and limit < total:
-        return limit, min(available, max(0, limit - (used or 0)))
-    return total, available
-
-
-def _memory_of_posix() -> int | None:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None
-
-
-def _number_in(path: str) -> int | None:
-    try:
-        return int(Path(path).read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return None
 
 
 def _read_speed(cores: int) -> tuple[float, str, str | None]:
