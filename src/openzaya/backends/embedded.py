@@ -32,9 +32,11 @@ from openzaya.chat.tools import ToolCall, ToolCallParser
 from openzaya.engine.engine import Engine, Output, Piece
 from openzaya.engine.params import SamplingParams
 from openzaya.engine.sampling import TokenLogprobs, derived_seed
-from openzaya.model.checkpoint import find_model
+from openzaya.engine.weights import find_weights
 from openzaya.model.decoder import ZayaForCausalLM
+from openzaya.model.hub.places import origin_of
 
+_FINDING = ("executor", "dtype", "device", "packed", "memory")
 _CLOSE_REASONING = f"\n{control.THINK_CLOSE}\n\n"
 
 
@@ -88,9 +90,10 @@ class EmbeddedBackend:
     def _load(
         cls, source: str | Path, template: ChatTemplate | None, name: str | None, options: Mapping[str, Any]
     ) -> EmbeddedBackend:
-        folder = find_model(source)
+        finding = {option: options[option] for option in _FINDING if option in options}
+        folder = find_weights(source, **finding)
         template = template or ChatTemplate.from_folder(folder)
-        return cls(Engine(folder, **options), template, name=name or str(source), owns_engine=True)
+        return cls(Engine(folder, **options), template, name=name or _identity(source, folder), owns_engine=True)
 
     # ---- replies ----
 
@@ -200,6 +203,12 @@ class EmbeddedBackend:
             raise BackendError(str(error), status=400) from error
         except RuntimeError as error:
             raise BackendError(f"the embedded engine failed: {error}") from error
+
+
+def _identity(source: str | Path, folder: Path) -> str:
+    """What names a model in journals: of one from the hub the revision too, wherever it is kept."""
+    origin = origin_of(folder)
+    return f"{origin['repository']}@{origin['commit'][:12]}" if origin else str(source)
 
 
 class _ChatReply:

@@ -13,7 +13,15 @@ import typer
 
 from openzaya.cli.exits import InputError, say
 from openzaya.cli.figures import for_terminal
-from openzaya.cli.options import ApiKeyOption, BackendModelOption, BackendOption, ModelOption, Source
+from openzaya.cli.options import (
+    ApiKeyOption,
+    BackendModelOption,
+    BackendOption,
+    ModelOption,
+    OfflineOption,
+    Source,
+    YesOption,
+)
 
 if TYPE_CHECKING:
     from openzaya.backends.protocol import Backend, ChatParams, Message
@@ -30,6 +38,8 @@ def chat(
     backend: BackendOption = None,
     backend_model: BackendModelOption = None,
     api_key_env: ApiKeyOption = None,
+    yes: YesOption = False,
+    offline: OfflineOption = False,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="A system prompt.", rich_help_panel=_PANEL)] = None,
     thinking: Annotated[
         bool, typer.Option("--thinking/--no-thinking", help="Let the model reason first.", rich_help_panel=_PANEL)
@@ -56,6 +66,7 @@ def chat(
     source = Source.of(model, backend, backend_model, api_key_env)
     if top_p == 0:
         raise InputError("--top-p is 0; it must be above 0 and at most 1")
+    source = source.ready(yes=yes, offline=offline)
     params = ChatParams(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, enable_thinking=thinking
     )

@@ -31,7 +31,7 @@ def convert(
 
     Tokenizer and template are copied along. DST appears whole or not at all, and one tensor at a time is in memory.
     """
-    from openzaya.engine.engine import parse_bytes
+    from openzaya.engine.sizes import parse_bytes
     from openzaya.model.checkpoint import convert as convert_checkpoint
     from openzaya.model.checkpoint import find_model
 

@@ -9,10 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from openzaya.cli.exits import InputError
-from openzaya.cli.options import ApiKeyOption, BackendModelOption, BackendOption, ModelOption, Source
+from openzaya.cli.options import (
+    ApiKeyOption,
+    BackendModelOption,
+    BackendOption,
+    ModelOption,
+    OfflineOption,
+    Source,
+    YesOption,
+    hub_model_folder,
+)
 
 if TYPE_CHECKING:
-    from openzaya.evals import Report
+    from openzaya.evals import EvalSpec, Report
     from openzaya.evals.progress import OnProgress
 
 MODES = "single|majority|mrsa"
@@ -31,6 +40,8 @@ def evaluate(
     backend: BackendOption = None,
     backend_model: BackendModelOption = None,
     api_key_env: ApiKeyOption = None,
+    yes: YesOption = False,
+    offline: OfflineOption = False,
     mode: Annotated[
         list[str] | None,
         typer.Option(metavar=MODES, help="Repeat it for several; single if not given.", rich_help_panel=_PANEL),
@@ -87,10 +98,18 @@ def evaluate(
     elif only:
         raise InputError("--only chooses among the benchmarks of a .toml specification; name the families themselves")
 
+    spec = None
+    if specification is not None:
+        spec = _specification(specification, out, yes=yes, offline=offline, quiet=quiet)
+    else:
+        source = source.ready(yes=yes, offline=offline, quiet=quiet)
+
     def run(on_progress: OnProgress | None) -> Report:
-        if specification is not None:
-            return _by_specification(specification, out, only or [], on_progress)
+        from openzaya.evals import evaluate as evaluate_spec
         from openzaya.evals import evaluate_named
+
+        if spec is not None:
+            return evaluate_spec(spec, only=only or [], on_progress=on_progress)
 
         return evaluate_named(
             benches,
@@ -125,13 +144,20 @@ def evaluate(
         print_report(report)
 
 
-def _by_specification(path: Path, out: Path | None, only: list[str], on_progress: OnProgress | None) -> Report:
-    from openzaya.evals import evaluate, load_spec
+def _specification(path: Path, out: Path | None, *, yes: bool, offline: bool, quiet: bool) -> EvalSpec:
+    """The specification in `path`, with models of the hub as the folders that they are in from now on."""
+    from openzaya.evals import load_spec
+    from openzaya.evals.sources import finding
 
     spec = load_spec(path)
-    if out is not None:
-        spec = spec.model_copy(update={"out": out})
-    return evaluate(spec, only=only, on_progress=on_progress)
+    models = dict(spec.models)
+    for name, model in spec.models.items():
+        if model.backend:
+            continue
+        folder = hub_model_folder(model.source, yes=yes, offline=offline, quiet=quiet, **finding(model))
+        if folder is not None:
+            models[name] = model.model_copy(update={"source": folder})
+    return spec.model_copy(update={"models": models} | ({} if out is None else {"out": out}))
 
 
 def _refuse_beside(specification: Path, given: list[str]) -> None:

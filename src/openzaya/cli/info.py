@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from openzaya.cli.figures import byte_size, count
+from openzaya.cli.figures import byte_size, count, rate
 from openzaya.cli.options import BUNDLED
+from openzaya.model.hub.places import kept_folder, origin_of
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from openzaya.bench.outlook import Outlook
     from openzaya.cli.machine import Machine
     from openzaya.model.config import ZayaConfig
     from openzaya.model.info import ModelInfo
-
-_CACHED_BYTES = 128e6
-"""Weights below this may live in the caches of a processor: then its memory does not bound the speed."""
 
 
 def info(
@@ -32,27 +35,35 @@ def info(
     ] = BUNDLED,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show what a model weighs, and what this machine can run.
+    """Show what a model weighs, and what this machine can run and how fast.
 
-    Shape, parameter counts, bytes of state a token; cores, memory, torch, and whether the model fits.
+    Shape, parameter counts, bytes of state a token; cores, memory, torch; for each way of keeping the weights whether
+    it fits here, and an estimate of its speed from a read of memory that is measured now.
     """
+    from openzaya.bench.outlook import outlooks
     from openzaya.cli.machine import this_machine
     from openzaya.model.info import model_info
 
     config, stored = read_shape(model), read_stored(model)
     sizes, machine = model_info(config, config.dtype), this_machine()
+    here = outlooks(
+        config,
+        available_bytes=machine.available_bytes,
+        bytes_a_second=machine.bytes_per_second,
+        core=machine.no_core is None,
+    )
     facts = {
         "model": model,
         "shape": _plain_shape(config),
         "sizes": asdict(sizes),
         "stored": stored,
         "machine": asdict(machine),
-        "here": outlook(config, sizes, machine),
+        "here": [asdict(each) for each in here],
     }
     if as_json:
         print(json.dumps(facts))
     else:
-        _print_table(model, config, sizes, machine, stored)
+        _print_table(model, config, sizes, machine, stored, here)
 
 
 def read_shape(model: str) -> ZayaConfig:
@@ -91,7 +102,8 @@ def _folder(model: str) -> Path:
     bundled = Path(str(importlib.resources.files("openzaya"))) / "bundled" / "zaya1-tiny"
     folder = bundled if model == BUNDLED else Path(model).expanduser()
     if not folder.exists() and model.count("/") == 1:
-        folder = _fetched_config(model).parent
+        kept = kept_folder(model)
+        folder = kept if origin_of(kept) else _fetched_config(model).parent
     if not folder.is_dir():
         raise ValueError(f"{model!r} is no model folder; give a folder, a hub id, or one of tiny, {_shape_names()}")
     return folder
@@ -104,40 +116,16 @@ def _shape_names() -> str:
 
 
 def _fetched_config(hub_id: str) -> Path:
-    import httpx
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, HTTPError
 
     try:
         return Path(hf_hub_download(hub_id, "config.json"))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+    except (HTTPError, HFValidationError, OSError) as error:
         raise ValueError(
             f"{hub_id!r} is no model folder, and its config.json could not be fetched from huggingface.co "
             f"({type(error).__name__}); check the name and the connection, or give a folder"
         ) from None
-
-
-def outlook(config: ZayaConfig, sizes: ModelInfo, machine: Machine) -> dict[str, Any]:
-    """What this machine can do with a model in its stored dtype, as plain values.
-
-    `fits` is None where the memory is not known. `decode_bound` is about the most tokens a second that one sequence can
-    have when every active weight, the head's among them, is read from memory once a token; None where the weights may
-    stay in caches.
-    """
-    from openzaya.model.info import sequence_bytes
-
-    weights = sizes.weight_bytes[config.dtype]
-    item = weights / sizes.total
-    read = (sizes.active + config.vocab_size * config.hidden_size) * item
-    room = None if machine.available_bytes is None else machine.available_bytes - weights
-    full = sequence_bytes(config, config.max_position_embeddings, config.dtype)
-    return {
-        "weight_bytes": weights,
-        "fits": None if room is None else room > full,
-        "sequence_bytes": full,
-        "sequences_of_full_context": None if room is None else max(0, int(room // full)),
-        "decode_bound": machine.bytes_per_second / read if weights > _CACHED_BYTES else None,
-    }
 
 
 def _plain_shape(config: ZayaConfig) -> dict[str, Any]:
@@ -148,18 +136,25 @@ def _plain_shape(config: ZayaConfig) -> dict[str, Any]:
 
 
 def _print_table(
-    model: str, config: ZayaConfig, sizes: ModelInfo, machine: Machine, stored: dict[str, Any] | None
+    model: str,
+    config: ZayaConfig,
+    sizes: ModelInfo,
+    machine: Machine,
+    stored: dict[str, Any] | None,
+    here: Sequence[Outlook],
 ) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
+    from openzaya.bench.outlook import SHARE_IN_CORE, SHARE_IN_TORCH
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     sections = (
         (f"{model}", _shape_rows(config, stored)),
         ("parameters", _parameter_rows(config, sizes)),
         ("memory", _memory_rows(config, sizes)),
-        ("this machine", _machine_rows(config, sizes, machine)),
+        ("this machine", _machine_rows(machine)),
     )
     for title, rows in sections:
         console.print(Text(title, style="bold cyan"))
@@ -169,6 +164,48 @@ def _print_table(
         for name, value in rows:
             table.add_row(Text(name), Text(value))
         console.print(table)
+    console.print(Text("what fits here, and how fast", style="bold cyan"))
+    console.print(_table_of(here))
+    for each in here:
+        if each.refusal:
+            console.print(Text(f"  {_way(each)}: {each.refusal}", style="dim"))
+    if any(each.tokens_a_second for each in here):
+        console.print(
+            Text(
+                f"  tokens/s is an estimate for one sequence with little context: {machine.probe} of memory just now, "
+                f"times {SHARE_IN_CORE:g} in the core or {SHARE_IN_TORCH:g} in torch, over the bytes that a token "
+                "needs; openzaya bench decode measures it",
+                style="dim",
+            )
+        )
+
+
+def _table_of(here: Sequence[Outlook]) -> Table:
+    """A row for each way of keeping the weights that the shape allows."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    for column in ("weights", "runs in", "on disk", "in memory", "room for", "tokens/s"):
+        table.add_column(column, justify="left" if column in ("weights", "runs in") else "right")
+    for each in here:
+        if each.refusal or each.disk_bytes is None or each.memory_bytes is None:
+            continue
+        speed = "-" if each.tokens_a_second is None else f"about {rate(each.tokens_a_second)}"
+        table.add_row(
+            _way(each), each.executor, byte_size(each.disk_bytes), byte_size(each.memory_bytes), _room(each), speed
+        )
+    return table
+
+
+def _room(each: Outlook) -> str:
+    if each.fits is None:
+        return "not known"
+    plural = "s" if each.sequences != 1 else ""
+    return f"{each.sequences:,} sequence{plural} of {each.sequence_tokens:,}" if each.fits else "does not fit"
+
+
+def _way(each: Outlook) -> str:
+    return f"{each.scheme}, groups of {each.group}" if each.group else each.scheme
 
 
 def _shape_rows(config: ZayaConfig, stored: dict[str, Any] | None) -> list[tuple[str, str]]:
@@ -216,27 +253,16 @@ def _memory_rows(config: ZayaConfig, sizes: ModelInfo) -> list[tuple[str, str]]:
     ]
 
 
-def _machine_rows(config: ZayaConfig, sizes: ModelInfo, machine: Machine) -> list[tuple[str, str]]:
-    here = outlook(config, sizes, machine)
+def _machine_rows(machine: Machine) -> list[tuple[str, str]]:
     memory = "not known" if machine.memory_bytes is None else byte_size(machine.memory_bytes)
     if machine.available_bytes is not None:
         memory += f", {byte_size(machine.available_bytes)} available"
     devices = ", ".join(f"{each.name} ({byte_size(each.memory_bytes)})" for each in machine.devices) or "none"
     rows = [
         ("cores", str(machine.cores)),
-        ("memory", f"{memory}; a copy moves {byte_size(machine.bytes_per_second)}/s"),
+        ("memory", f"{memory}; {machine.probe} does {byte_size(machine.bytes_per_second)}/s"),
         ("torch", machine.torch or "not installed: pip install 'openzaya[local]'"),
+        ("compiled core", machine.no_core or "there"),
         ("accelerators", devices),
     ]
-    if here["fits"] is None:
-        verdict = "not known on this system"
-    elif here["fits"]:
-        room = here["sequences_of_full_context"]
-        verdict = f"yes, with room for {room:,} sequence{'s' if room > 1 else ''} of full context"
-    else:
-        verdict = f"no: {byte_size(here['weight_bytes'] + here['sequence_bytes'])} are needed; use a server (--backend)"
-    rows.append(("fits here", verdict))
-    if here["decode_bound"] is not None:
-        speed = here["decode_bound"]
-        rows.append(("speed", f"{speed:.1f} tokens/s a sequence at best, going by memory alone"))
     return rows

@@ -8,11 +8,12 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
-_COPIED_BYTES = 64 << 20
+from openzaya.memory import memory_bytes
+
+_READ_BYTES = 64 << 20
 """For each core: far beyond its caches."""
-_COPIES = 3
+_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,22 +33,30 @@ class Machine:
     available_bytes: int | None
     """Memory that a new program can have now, limits of a container included."""
     bytes_per_second: float
-    """Read and written by a copy on all cores."""
+    """How fast all cores together go through memory."""
+    probe: str
+    """What went through it."""
+    no_core: str | None
+    """Why the compiled core is not there; None where it is."""
     torch: str | None
     """Its version, None where it is not installed."""
     devices: tuple[Device, ...]
 
 
 def this_machine() -> Machine:
-    """Look around; takes some tenths of a second, and the import of torch where it is installed."""
+    """Look around; takes some tenths of a second, the import of torch where it is installed, and once some seconds to
+    compile the core where no installation brought it."""
     cores = _cores()
-    memory, available = _memory()
+    speed, probe, no_core = _read_speed(cores)
+    memory, available = memory_bytes()
     has_torch = importlib.util.find_spec("torch") is not None
     return Machine(
         cores,
         memory,
         available,
-        _copy_speed(cores),
+        speed,
+        probe,
+        no_core,
         importlib.metadata.version("torch") if has_torch else None,
         _devices() if has_torch else (),
     )
@@ -59,47 +68,33 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _memory() -> tuple[int | None, int | None]:
-    """Bytes in all and bytes available, the smaller of what the kernel says and what the container may use."""
+def _read_speed(cores: int) -> tuple[float, str, str | None]:
+    """Bytes a second while every core reads, the best of a few tries; what did it; and why there is no core, if so."""
+    import numpy
+
+    from openzaya.engine.core.library import CoreUnavailable
+    from openzaya.engine.core.products import Core
+
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        table = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
-        total, available = table["MemTotal"], table["MemAvailable"]
-    except (OSError, KeyError, ValueError, IndexError):
-        return _memory_of_posix(), None
-    limit = _number_in("/sys/fs/cgroup/memory.max")
-    used = _number_in("/sys/fs/cgroup/memory.current")
-    if limit is not None and limit < total:
-        return limit, min(available, max(0, limit - (used or 0)))
-    return total, available
-
-
-def _memory_of_posix() -> int | None:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None
-
-
-def _number_in(path: str) -> int | None:
-    try:
-        return int(Path(path).read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return None
+        with Core(threads=cores) as core:
+            memory = numpy.ones(_READ_BYTES * cores, dtype="uint8")
+            return max(core.read_bandwidth(memory) for _ in range(_TRIES)), "a read", None
+    except CoreUnavailable as error:
+        return _copy_speed(cores), "a copy", str(error)
 
 
 def _copy_speed(cores: int) -> float:
     """Bytes read and written a second while every core copies; the best of a few tries."""
     import numpy
 
-    pairs = [(numpy.ones(_COPIED_BYTES, dtype="uint8"), numpy.ones(_COPIED_BYTES, dtype="uint8")) for _ in range(cores)]
+    pairs = [(numpy.ones(_READ_BYTES, dtype="uint8"), numpy.ones(_READ_BYTES, dtype="uint8")) for _ in range(cores)]
     best = float("inf")
     with ThreadPoolExecutor(cores) as pool:
-        for _ in range(_COPIES):
+        for _ in range(_TRIES):
             began = time.perf_counter()
             list(pool.map(lambda pair: numpy.copyto(*pair), pairs))
             best = min(best, time.perf_counter() - began)
-    return 2 * _COPIED_BYTES * cores / best
+    return 2 * _READ_BYTES * cores / best
 
 
 def _devices() -> tuple[Device, ...]:

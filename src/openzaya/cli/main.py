@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 import openzaya
+from openzaya.cli.bench import bench
 from openzaya.cli.chat import chat
 from openzaya.cli.convert import convert
 from openzaya.cli.eval import evaluate
@@ -71,6 +72,7 @@ app.command("eval")(evaluate)
 app.command("train")(train)
 app.command("convert")(convert)
 app.command("quantize")(quantize)
+app.add_typer(bench, name="bench")
 app.command("info")(info)
 
 

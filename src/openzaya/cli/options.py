@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -54,6 +55,14 @@ ApiKeyOption = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+YesOption = Annotated[
+    bool,
+    typer.Option("--yes", "-y", help="Ask nothing before a large download.", rich_help_panel=_PANEL),
+]
+OfflineOption = Annotated[
+    bool,
+    typer.Option("--offline", help="Ask the hub nothing: only models that are here.", rich_help_panel=_PANEL),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +74,8 @@ class Source:
     backend_model: str | None = None
     api_key_env: str | None = None
     api_key: str | None = None
+    hub_id: str | None = None
+    """What `model` is the folder of, where it came from the hub."""
 
     @classmethod
     def of(
@@ -83,11 +94,21 @@ class Source:
                 raise InputError(f"the environment variable {api_key_env} of --api-key-env is not set or empty")
         return cls(model or BUNDLED, tuple(urls or ()), backend_model, api_key_env, key)
 
+    def ready(self, *, yes: bool, offline: bool, quiet: bool = False) -> Source:
+        """The same with a model that is on this machine, after a download where it is one of the hub.
+
+        Raises ValueError where it cannot be had, and typer.Exit where the person declines.
+        """
+        if self.urls:
+            return self
+        folder = hub_model_folder(self.model, yes=yes, offline=offline, quiet=quiet)
+        return self if folder is None else replace(self, model=folder, hub_id=self.model)
+
     @property
     def name(self) -> str:
         """For people: the model, or the first server."""
         if not self.urls:
-            return self.model
+            return self.hub_id or self.model
         others = f" and {len(self.urls) - 1} more" if len(self.urls) > 1 else ""
         return f"{self.backend_model or 'the model'} at {_without_credentials(self.urls[0])}{others}"
 
@@ -117,6 +138,21 @@ class Source:
             yield backend
         finally:
             await backend.aclose()
+
+
+def hub_model_folder(model: str, *, yes: bool, offline: bool, quiet: bool = False, **finding: Any) -> str | None:
+    """The folder of a model of the hub, on this machine from now on; None for any other model.
+
+    `finding` are options of `find_weights`. Raises as `Source.ready` does.
+    """
+    # Everything else is left to whoever runs it; bundled models and folders have no slash or exist.
+    if model.count("/") != 1 or Path(model).expanduser().exists():
+        return None
+    from openzaya.cli.journey import follow_journey
+    from openzaya.engine.weights import find_weights
+
+    with follow_journey(yes=yes, quiet=quiet) as journey:
+        return str(find_weights(model, journey=journey, offline=offline, **finding))
 
 
 def _without_credentials(url: str) -> str:

@@ -13,7 +13,15 @@ import typer
 
 from openzaya.cli.exits import Code, InputError, explain, say
 from openzaya.cli.figures import for_terminal
-from openzaya.cli.options import ApiKeyOption, BackendModelOption, BackendOption, ModelOption, Source
+from openzaya.cli.options import (
+    ApiKeyOption,
+    BackendModelOption,
+    BackendOption,
+    ModelOption,
+    OfflineOption,
+    Source,
+    YesOption,
+)
 
 if TYPE_CHECKING:
     from openzaya.mrsa.solution import Solution
@@ -34,6 +42,8 @@ def solve(
     backend: BackendOption = None,
     backend_model: BackendModelOption = None,
     api_key_env: ApiKeyOption = None,
+    yes: YesOption = False,
+    offline: OfflineOption = False,
     preset: Annotated[
         str,
         typer.Option(
@@ -107,7 +117,7 @@ def solve(
     failed, 4 a budget or deadline ended it (the best answer so far is printed), 130 interrupted.
     """
     question = read_problem(problem)
-    source = Source.of(model, backend, backend_model, api_key_env)
+    source = Source.of(model, backend, backend_model, api_key_env).ready(yes=yes, offline=offline, quiet=quiet)
     from openzaya.api import solve as solve_problem
     from openzaya.cli.progress import follow
 

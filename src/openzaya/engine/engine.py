@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import random
-import re
 import threading
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Future
@@ -18,16 +17,15 @@ from openzaya.engine.params import SamplingParams
 from openzaya.engine.sampling import derived_seed
 from openzaya.engine.scheduler import Generation, Scheduler, slots_for
 from openzaya.engine.served import ExecutorName, KVType, Served, ServedModel, serve_folder
+from openzaya.engine.sizes import parse_bytes
 from openzaya.engine.stream import Mailboxes, PieceReader
 from openzaya.engine.text import ReplyText
 from openzaya.engine.torch_threads import torch_threads
+from openzaya.engine.weights import find_weights
 from openzaya.engine.worker import EngineError, Listener, Output, Piece, Reply, Worker
-from openzaya.model.checkpoint import find_model
 from openzaya.model.decoder import ZayaForCausalLM
 
 __all__ = ["Engine", "EngineError", "Output", "Piece", "Request"]
-
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 class Request:
@@ -70,6 +68,7 @@ class Engine:
     ) -> None:
         """`model` is what `load_model` takes, with `dtype`, `device` and `numerics`; or a model, used as it is.
 
+        On the CPU a hub id is downloaded and quantised once, and kept (`find_weights` says when and where).
         A folder brings its tokenizer; beside a model give one where text is wanted. `memory` bounds the state of all
         sequences ("4GiB", or bytes); weights are not in it. `executor` "auto" computes with a quantised folder in the
         compiled core, from the mapped file and in float32, where nothing speaks against it, and with everything else in
@@ -88,9 +87,13 @@ class Engine:
             "executor": executor, "threads": threads, "kv_dtype": kv_dtype, "packed": packed,
             "dtype": dtype, "device": device, "numerics": numerics,
         }  # fmt: skip
-        served = self._serve(model)
+        self._finding: dict[str, Any] = {
+            "executor": executor, "dtype": dtype, "device": device, "packed": packed, "memory": memory,
+        }  # fmt: skip
         if not isinstance(model, ZayaForCausalLM):
-            tokenizer = tokenizer or Tokenizer.from_folder(find_model(model))
+            model = find_weights(model, **self._finding)
+            tokenizer = tokenizer or Tokenizer.from_folder(model)
+        served = self._serve(model)
         self.tokenizer = tokenizer
         self.config = served.config
         self._schedule = _Schedule(served, parse_bytes(memory), max_batch, prefill_chunk)
@@ -230,7 +233,7 @@ class Engine:
             if self._loading["executor"] == "compiled":
                 raise ValueError("the compiled core runs quantised folders, not models in memory; give it a folder")
             return ServedModel(source)
-        return serve_folder(find_model(source), **self._loading)
+        return serve_folder(find_weights(source, **self._finding), **self._loading)
 
     def _encoded(self, prompt: str | Sequence[int]) -> Sequence[int]:
         if not isinstance(prompt, str):
@@ -321,13 +324,3 @@ class _Schedule:
         """A trainer that samples from the model it trains changes it in place; what was computed before is stale."""
         if self.served.changed():
             scheduler.drop_prefixes()
-
-
-def parse_bytes(size: int | str) -> int:
-    """Bytes from a number or from text such as "4GiB" or "500 MB". Raises ValueError for anything else."""
-    if isinstance(size, int):
-        return size
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", size)
-    if not found or found[2].lower() not in _UNITS:
-        raise ValueError(f"memory is {size!r}; give bytes or a size such as '4GiB' or '500MB'")
-    return int(float(found[1]) * _UNITS[found[2].lower()])

@@ -80,9 +80,14 @@ class ServedModel:
 class ServedContainer:
     """A folder of quantised weights, computed with in the compiled core, straight from the mapped file."""
 
-    def __init__(self, folder: str | Path, threads: int | None, kv_dtype: torch.dtype | None) -> None:
-        """`threads` of the core, None measures how many pay. Raises CoreUnavailable where there is no core or it cannot
-        run a model of this shape, and ValueError for a folder that is damaged."""
+    def __init__(
+        self, folder: str | Path, threads: int | None, kv_dtype: torch.dtype | None, variant: str | None = None
+    ) -> None:
+        """`threads` of the core, None measures how many pay; `variant` is its instruction set, None the best one.
+
+        Raises CoreUnavailable where there is no core or it cannot run a model of this shape, and ValueError for a
+        folder that is damaged.
+        """
         from openzaya.engine.core.opening import weights_of
         from openzaya.engine.core.plan import refusal
         from openzaya.engine.core.products import Core, CoreUnavailable
@@ -90,9 +95,9 @@ class ServedContainer:
         container = Container(folder)
         if message := refusal(container.config):
             raise CoreUnavailable(message)
-        self._core = Core(threads=threads)
-        self._weights = weights_of(container)
-        self.config, self._kv_dtype = container.config, kv_dtype
+        self.core = Core(threads=threads, variant=variant)
+        self.weights = weights_of(container)
+        self.config, self.scheme, self._kv_dtype = container.config, container.scheme, kv_dtype
 
     def pool(self, *, memory: int, slots: int) -> StatePool:
         return StatePool(self.config, memory=memory, slots=slots, kv=self._kv_dtype)
@@ -100,7 +105,7 @@ class ServedContainer:
     def executor(self, pool: StatePool) -> Executor:
         from openzaya.engine.core.executor import CompiledExecutor
 
-        return CompiledExecutor(self._weights, pool, self._core)
+        return CompiledExecutor(self.weights, pool, self.core)
 
     def changed(self) -> bool:
         return False

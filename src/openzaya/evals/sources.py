@@ -81,7 +81,7 @@ class Sources:
             elif spec.backend:
                 found[name] = {"model": spec.backend_model or f"the model at {spec.backend[0]}"}
             else:
-                found[name] = {"source": spec.source, "weights": weights_hash(spec.source)}
+                found[name] = {"source": spec.source, "weights": weights_hash(spec.source, **finding(spec))}
         return found
 
 
@@ -102,11 +102,20 @@ async def _opened(spec: ModelSpec) -> Backend:
     )
 
 
-def weights_hash(source: str) -> str:
-    """SHA-256 over the weight files of a model folder, in the order of their names; downloads a hub id first."""
-    from openzaya.model.checkpoint import find_model
+def finding(spec: ModelSpec) -> dict[str, Any]:
+    """The options of `find_weights`, which decide beside the name which folder is run."""
+    options = spec.engine.model_dump()
+    return {name: options[name] for name in ("dtype", "device", "memory") if options.get(name) is not None}
 
-    folder = find_model(source)
+
+def weights_hash(source: str, **options: Any) -> str:
+    """SHA-256 over the weight files of a model folder, in the order of their names; downloads a hub id first.
+
+    `options` are those of `find_weights`.
+    """
+    from openzaya.engine.weights import find_weights
+
+    folder = find_weights(source, **options)
     files = sorted(Path(folder).glob("*.safetensors"))
     if not files:
         raise EvalError(f"the model folder {folder} holds no safetensors file; give a folder with weights")

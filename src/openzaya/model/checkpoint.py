@@ -7,7 +7,6 @@ Which tensors there are is decided by the table in `openzaya.model.names`; how a
 from __future__ import annotations
 
 import importlib.resources
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from openzaya.model.config import SkipSemantics, ZayaConfig
 from openzaya.model.decoder import ZayaForCausalLM
+from openzaya.model.hub.listing import is_hub_id, require_online, told
 from openzaya.model.names import Layout, StoredTensor, expected_tensors
 from openzaya.model.numerics import Numerics, numerics_profile
 from openzaya.model.quantised.container import Container
@@ -29,7 +29,6 @@ from openzaya.model.storage import CONFIG, Archive, Outgoing, replaced_folder, w
 
 SHARD_BYTES = 5_000_000_000
 _BUNDLED = {"tiny": "zaya1-tiny"}
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model"]
 _DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _EMBEDDING = "model.embed_tokens.weight"
@@ -125,38 +124,21 @@ def find_model(path_or_name: str | Path) -> Path:
         return folder
     if (folder := Path(name).expanduser()).is_dir():
         return folder
-    if _HUB_ID.fullmatch(name) and not folder.exists():
+    if is_hub_id(name):
         return _download(name)
     raise ValueError(f"{name!r} is no model folder; give a folder, a hub id such as Zyphra/ZAYA1-8B, or 'tiny'")
 
 
 def _download(hub_id: str) -> Path:
-    import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=_DOWNLOADED))
-    except GatedRepoError:
-        raise ValueError(f"{hub_id} is gated; accept its terms on huggingface.co and set HF_TOKEN") from None
-    except RepositoryNotFoundError:
-        raise ValueError(
-            f"{hub_id} is neither a folder here nor a model on huggingface.co (or it is private: set HF_TOKEN)"
-        ) from None
-    except HFValidationError as error:
-        raise ValueError(f"{hub_id!r} is not a valid hub id ({error})") from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        raise ValueError(
-            f"{hub_id} is not a folder here and could not be downloaded from huggingface.co "
-            f"({type(error).__name__}); check the connection, or give a folder that holds the model"
-        ) from None
+    with told(hub_id):
+        try:
+            return Path(snapshot_download(hub_id, allow_patterns=_DOWNLOADED))
+        except LocalEntryNotFoundError as error:
+            require_online(hub_id)
+            raise ConnectionError(str(error.__cause__ or error)) from error
 
 
 def checkpoint_layout(folder: str | Path) -> Layout:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -50,8 +51,10 @@ class CompressedArchive(Archive):
     Raises ValueError, in one sentence, for a format that is none of the two, or tensors that do not fit together.
     """
 
-    def __init__(self, folder: str | Path, quantization: Mapping[str, Any]) -> None:
-        super().__init__(folder)
+    def __init__(
+        self, folder: str | Path, quantization: Mapping[str, Any], awaited: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
+        super().__init__(folder, awaited)
         formats = _formats(quantization)
         if not formats or not formats <= {FP8, MXFP4}:
             raise ValueError(
@@ -74,6 +77,12 @@ class CompressedArchive(Archive):
 
     def file(self, name: str) -> Path:
         return super().file(self._compressed[name].codes if name in self._compressed else name)
+
+    def files(self, name: str) -> frozenset[Path]:
+        if name not in self._compressed:
+            return super().files(name)
+        entry = self._compressed[name]
+        return super().files(entry.codes) | super().files(entry.scales)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._compressed[name].shape if name in self._compressed else super().shape(name)

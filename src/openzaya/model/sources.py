@@ -5,8 +5,9 @@ Everything that reads a checkpoint (loading, converting, quantising) reads it th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +21,7 @@ from openzaya.model.quantised.header import METHOD, is_container
 from openzaya.model.storage import CONFIG, Archive
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -56,13 +57,19 @@ def open_source(folder: str | Path) -> Source:
     Raises ValueError, in one sentence that names the file, for anything amiss.
     """
     archive = Archive(folder)
-    method = read_fields(archive.folder).get("quantization_config")
     if is_container(archive.metadata):
         container = Container(folder)
         container.verify()
         return container
+    return open_plain(folder)
+
+
+def open_plain(folder: str | Path, awaited: Mapping[str, Any] = MappingProxyType({})) -> PlainSource:
+    """The floating-point weights in `folder`; `awaited` is that of `Archive`. Raises ValueError as `open_source`."""
+    archive = Archive(folder, awaited)
+    method = read_fields(archive.folder).get("quantization_config")
     if isinstance(method, dict) and method.get("quant_method") == "compressed-tensors":
-        return PlainSource(CompressedArchive(folder, method))
+        return PlainSource(CompressedArchive(folder, method, awaited))
     if method:
         raise ValueError(_unknown_method(archive.folder, method))
     return PlainSource(archive)
@@ -70,7 +77,7 @@ def open_source(folder: str | Path) -> Source:
 
 def companions(folder: str | Path) -> list[Path]:
     """The files beside the weights that a rewritten checkpoint needs too: tokenizer, template, generation settings."""
-    found = (path for pattern in _TOKENIZER_FILES for path in sorted(Path(folder).glob(pattern)))
+    found = (path for pattern in TOKENIZER_FILES for path in sorted(Path(folder).glob(pattern)))
     return [path for path in found if path.is_file()]
 
 
@@ -84,6 +91,24 @@ class PlainSource:
         self._holders: dict[str, list[StoredTensor]] = {}  # of each tensor of the model: one, or an expert each
         for tensor in _checked(archive, self.config, layout):
             self._holders.setdefault(tensor.native, []).append(tensor)
+        self.head_files = _files_of_tied_head(archive, self.config)
+        """Of a head beside tied embeddings, which `check_head` compares; empty for other models."""
+        if self.head_files <= self.here:
+            self.check_head()
+
+    @property
+    def here(self) -> frozenset[Path]:
+        """The files that can be read, as of the last `release`."""
+        return self._archive.here
+
+    def files(self, native: str) -> frozenset[Path]:
+        """The files that a tensor of the model is read from."""
+        return frozenset().union(*(self._archive.files(tensor.name) for tensor in self._holders[native]))
+
+    def check_head(self) -> None:
+        """Raises ValueError where a head beside tied embeddings differs from them; both must be readable."""
+        if self.head_files:
+            _check_tied_head(self._archive)
 
     def dtype(self, native: str) -> torch.dtype:
         return self._archive.dtype(self._holders[native][0].name)
@@ -149,8 +174,7 @@ def _checked(archive: Archive, config: ZayaConfig, layout: Layout) -> list[Store
     """The tensors of `archive` in the table's order, once they are exactly the ones that `config` asks for."""
     expected = expected_tensors(config, layout)
     present = set(archive.names)
-    if config.tie_word_embeddings and _HEAD in present:
-        _check_tied_head(archive)
+    if config.tie_word_embeddings:
         present.discard(_HEAD)
     if missing := [name for name in expected if name not in present]:
         raise ValueError(f"{archive.folder} lacks {_first(missing)}, which its config.json asks for")
@@ -166,12 +190,18 @@ def _checked(archive: Archive, config: ZayaConfig, layout: Layout) -> list[Store
     return list(expected.values())
 
 
+def _files_of_tied_head(archive: Archive, config: ZayaConfig) -> frozenset[Path]:
+    if not config.tie_word_embeddings or not {_HEAD, _EMBEDDING} <= set(archive.names):
+        return frozenset()
+    return archive.files(_HEAD) | archive.files(_EMBEDDING)
+
+
 def _check_tied_head(archive: Archive) -> None:
     """A head beside tied embeddings is ignored where it equals them.
 
     Where it differs, transformers warns and uses both; we refuse, since the config then says the wrong thing.
     """
-    if _EMBEDDING in archive.names and not torch.equal(archive.read(_HEAD), archive.read(_EMBEDDING)):
+    if not torch.equal(archive.read(_HEAD), archive.read(_EMBEDDING)):
         raise ValueError(
             f"{archive.file(_HEAD)}: {_HEAD} differs from {_EMBEDDING} although config.json ties them; set "
             "tie_word_embeddings to false there if the head is meant"

@@ -16,7 +16,8 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -47,14 +48,17 @@ class Archive:
     shards, a tensor held twice, and for pickled weights, which are never opened.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, awaited: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """`awaited` are shards that may not have come yet, by file name: what stands for each until `release` finds it,
+        with names, shapes and types but no values."""
         self.folder = Path(folder)
+        self._awaited = awaited
         self._shards: dict[Path, Any] = {}
         self._shard_of: dict[str, Path] = {}
         index = self.folder / INDEX
         weight_map = _weight_map(self.folder)
         for path in sorted({self.folder / shard for shard in weight_map.values()}) or [self.folder / SINGLE]:
-            self._shards[path] = _open_shard(path)
+            self._shards[path] = self._opened(path)
             for name in self._shards[path].keys():  # noqa: SIM118 (not a mapping)
                 if name in self._shard_of:
                     raise ValueError(f"{path} and {self._shard_of[name].name} both hold {name}; keep one of the two")
@@ -72,6 +76,15 @@ class Archive:
 
     def file(self, name: str) -> Path:
         return self._shard_of[name]
+
+    def files(self, name: str) -> frozenset[Path]:
+        """All the files that a tensor is read from."""
+        return frozenset({self.file(name)})
+
+    @property
+    def here(self) -> frozenset[Path]:
+        """The files that can be read: all but those that had not come when they were last looked for."""
+        return frozenset(path for path, shard in self._shards.items() if shard is not self._awaited.get(path.name))
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._shards[self.file(name)].get_slice(name).get_shape())
@@ -106,7 +119,12 @@ class Archive:
     def release(self) -> None:
         """Map the files anew, so that pages read so far no longer count as this process's; views stay valid."""
         for path in self._shards:
-            self._shards[path] = _open_shard(path)
+            self._shards[path] = self._opened(path)
+
+    def _opened(self, path: Path) -> Any:
+        if path.name in self._awaited and not path.is_file():
+            return self._awaited[path.name]
+        return _open_shard(path)
 
 
 def _weight_map(folder: Path) -> Mapping[str, str]:
@@ -217,6 +235,35 @@ def _write_shard(path: Path, tensors: Sequence[Outgoing]) -> Iterator[int]:
     return write_file(path, tensors, {"format": "pt"})
 
 
+@dataclass(frozen=True, slots=True)
+class FileLayout:
+    """Where everything is in a file that is to be written."""
+
+    opening: bytes
+    """Length and header."""
+    starts: Mapping[str, int]
+    """The first byte of each tensor, from the start of the file."""
+    size: int
+
+
+def lay_out(tensors: Sequence[Outgoing], metadata: Mapping[str, str], *, alignment: int = 8) -> FileLayout:
+    """One file in the order of `tensors`, the first of which starts at a multiple of `alignment` bytes."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    starts: dict[str, int] = {}
+    end = 0
+    for tensor in tensors:
+        starts[tensor.name], end = end, end + tensor.size
+        header[tensor.name] = {
+            "dtype": _WRITTEN_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [starts[tensor.name], end],
+        }
+    text = _header_text(header)
+    text += b" " * (-(8 + len(text)) % alignment)
+    opening = struct.pack("<Q", len(text)) + text
+    return FileLayout(opening, {name: len(opening) + start for name, start in starts.items()}, len(opening) + end)
+
+
 def write_file(
     path: Path, tensors: Sequence[Outgoing], metadata: Mapping[str, str], *, alignment: int = 8
 ) -> Iterator[int]:
@@ -224,29 +271,23 @@ def write_file(
 
     The first tensor starts at a multiple of `alignment` bytes.
     """
-    header: dict[str, Any] = {"__metadata__": metadata}
-    end = 0
-    for tensor in tensors:
-        start, end = end, end + tensor.size
-        header[tensor.name] = {
-            "dtype": _WRITTEN_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
-    text = _header_text(header)
-    text += b" " * (-(8 + len(text)) % alignment)
     with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
+        file.write(lay_out(tensors, metadata, alignment=alignment).opening)
         for tensor in tensors:
-            written = 0
-            for piece in tensor.pieces():
-                flat = piece.detach().to(device="cpu", dtype=tensor.dtype).contiguous().flatten()
-                written += file.write(flat.view(torch.uint8).numpy().data)
-                yield flat.nbytes
-            if written != tensor.size:
-                raise ValueError(f"{tensor.name} gave {written} bytes where its shape {tensor.shape} has {tensor.size}")
+            yield from write_tensor(file, tensor)
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_tensor(file: BinaryIO, tensor: Outgoing) -> Iterator[int]:
+    """Write one tensor where `file` stands, yielding the bytes of each piece once it is handed to the system."""
+    written = 0
+    for piece in tensor.pieces():
+        flat = piece.detach().to(device="cpu", dtype=tensor.dtype).contiguous().flatten()
+        written += file.write(flat.view(torch.uint8).numpy().data)
+        yield flat.nbytes
+    if written != tensor.size:
+        raise ValueError(f"{tensor.name} gave {written} bytes where its shape {tensor.shape} has {tensor.size}")
 
 
 def replace_metadata(path: Path, metadata: Mapping[str, str]) -> None:
@@ -282,10 +323,7 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     (tokenizer, card) stay. Raises ValueError where `folder` holds something that is not a checkpoint.
     """
     folder = folder.absolute()
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; give the folder to write the checkpoint to")
-    if folder.is_dir() and any(folder.iterdir()) and not _holds_model(folder):
-        raise ValueError(f"{folder} has files in it but no model; give a new or an empty folder, or a model's own")
+    check_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(folder)
     mark = secrets.token_hex(4)
@@ -294,14 +332,27 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     held = _hold(partial)
     try:
         yield partial
-        if folder.is_dir():
-            _keep_other_files(folder, partial)
-        _sync_folder(partial)
-        _swap(partial, folder, folder.with_name(f".{folder.name}.{mark}.old"))
+        put_in_place(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if held is not None:
             os.close(held)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raises ValueError where `folder` holds something that is not a checkpoint."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give the folder to write the checkpoint to")
+    if folder.is_dir() and any(folder.iterdir()) and not _holds_model(folder):
+        raise ValueError(f"{folder} has files in it but no model; give a new or an empty folder, or a model's own")
+
+
+def put_in_place(new: Path, folder: Path) -> None:
+    """Give the finished folder `new` the name `folder`, with what an older checkpoint there had beside its weights."""
+    if folder.is_dir():
+        _keep_other_files(folder, new)
+    _sync_folder(new)
+    _swap(new, folder, folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old"))
 
 
 def _remove_abandoned(folder: Path) -> None:

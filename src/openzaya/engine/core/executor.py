@@ -3,7 +3,7 @@
 Decoding tokens and prompt chunks are one batch and go through the same products; what a token computes depends on its
 own sequence alone, so a reply has the same bits in any batch, at any chunk length, forked or computed anew.
 
-T tokens, V vocabulary, Q sequences, S tokens whose scores are wanted.
+L layers, T tokens, V vocabulary, Q sequences, S tokens whose scores are wanted.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ class CompiledExecutor:
                 "float32 on the CPU, and keys and values in float32, float16 or int8"
             )
         self.pool, self._core = pool, core
+        self.routing: list[np.ndarray] | None = None
+        """Where it is a list, every step appends the class that each token chose in each layer, int32 (L, T)."""
         self._plan = Plan(weights, pool)
         self._scratch = np.empty(0, dtype=np.uint8)
 
@@ -87,9 +89,14 @@ class CompiledExecutor:
         logits_SV = np.empty((len(scored_S), self._plan.vocabulary), dtype=np.float32)
         wanted = self._core.size("oz_step_bytes", self._plan.stored, placed.tokens, placed.pages, len(scored_S))
         scored_S = np.ascontiguousarray(scored_S, dtype=np.int32)
+        chosen = None
+        if self.routing is not None:
+            self.routing.append(np.empty((self._plan.stored.layer_count, placed.tokens), dtype=np.int32))
+            chosen = address(self.routing[-1])
         step = library.Step(
-            placed.stored(), address(ids_T), len(scored_S), address(scored_S), address(logits_SV), self._room(wanted)
-        )
+            placed.stored(), address(ids_T), len(scored_S), address(scored_S), address(logits_SV), chosen,
+            self._room(wanted),
+        )  # fmt: skip
         self._core.call("oz_run_step", self._plan.stored, step)
         return logits_SV
 

@@ -136,7 +136,7 @@ class Step(ctypes.Structure):
         ("batch", Batch),
         *_pointers("ids"),
         *_sizes("scored"),
-        *_pointers("scored_tokens", "logits", "scratch"),
+        *_pointers("scored_tokens", "logits", "chosen", "scratch"),
     )
 
 

@@ -31,7 +31,7 @@ from openzaya.model.storage import CONFIG, SINGLE, Outgoing, replace_metadata, r
 
 _CHUNK_ROWS = 4096
 """Rows that are rounded and packed at a time; a multiple of every block."""
-_ALIGNMENT = 64
+ALIGNMENT = 64
 """The integers and scales of every matrix start at multiples of this many bytes: a line of the processor's cache."""
 
 
@@ -61,7 +61,6 @@ def quantise_checkpoint(
     scheme cannot hold, a destination that is the source or too full; and, leaving nothing, for weights that are not
     finite numbers.
     """
-    began = time.monotonic()
     folder = Path(destination)
     if folder.exists() and folder.samefile(source):
         raise ValueError(f"{folder} is the checkpoint itself; give another folder for the quantised model")
@@ -69,39 +68,69 @@ def quantise_checkpoint(
     if isinstance(weights, Container):
         raise ValueError(f"{source} is quantised already ({weights.scheme}); give the checkpoint that it was made from")
     check_shapes(weights.config, scheme)
+    outgoing = [tensor for unit in units_of(weights, scheme) for tensor in unit.tensors]
+    write_container(folder, weights.config, scheme, outgoing, companions(source), progress)
+
+
+def write_container(
+    folder: Path,
+    config: ZayaConfig,
+    scheme: Scheme,
+    outgoing: Iterable[Outgoing],
+    copied: Iterable[Path] = (),
+    progress: Callable[[Progress], None] | None = None,
+) -> None:
+    """Write the tensors of a container, hashing each on its way, with its header, config.json and the files `copied`.
+
+    Raises ValueError where `folder` has too little room or holds something else.
+    """
+    began = time.monotonic()
     hashes: dict[str, str] = {}
-    tensors = [_hashed(tensor, hashes) for tensor in _outgoing(weights, scheme)]
+    tensors = [hashed(tensor, hashes) for tensor in outgoing]
     total = sum(tensor.size for tensor in tensors)
-    _check_room(folder, total)
+    check_room(folder, total)
     # Hashes are known at the end but stand at the start, so zeros of the same length keep their place.
-    header = Header(scheme, architecture(weights.config), {tensor.name: "00" * HASH_BYTES for tensor in tensors})
+    header = Header(scheme, architecture(config), {tensor.name: "00" * HASH_BYTES for tensor in tensors})
     with replaced_folder(folder) as partial:
-        write_json(partial / CONFIG, _config_fields(weights.config, scheme))
-        for path in companions(source):
+        write_json(partial / CONFIG, config_fields(config, scheme))
+        for path in copied:
             shutil.copyfile(path, partial / path.name)
         done = 0
-        for written in write_file(partial / SINGLE, tensors, header.to_metadata(), alignment=_ALIGNMENT):
+        for written in write_file(partial / SINGLE, tensors, header.to_metadata(), alignment=ALIGNMENT):
             done += written
             if progress is not None:
                 progress(Progress(done, total, time.monotonic() - began))
         replace_metadata(partial / SINGLE, replace(header, hashes=hashes).to_metadata())
 
 
-def _config_fields(config: ZayaConfig, scheme: Scheme) -> dict[str, object]:
+def config_fields(config: ZayaConfig, scheme: Scheme) -> dict[str, object]:
     """config.json of a container: the model's own, and a mark for loaders that know only plain weights."""
     kept = {"quant_method": METHOD, "version": VERSION, "scheme": scheme.name, "group": scheme.group}
     return config.to_dict() | {"quantization_config": kept}
 
 
-def _outgoing(weights: Source, scheme: Scheme) -> list[Outgoing]:
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Tensors of a container that are written together: integers and scales of a matrix, or one that stays plain."""
+
+    tensors: tuple[Outgoing, ...]
+    natives: tuple[str, ...]
+    """The tensors of the model that they are made from."""
+
+
+def units_of(weights: Source, scheme: Scheme) -> list[Unit]:
     """Every tensor of the container: matrices in the order of the forward, then the others, wide types first."""
-    pairs = [_codes_and_scales(weights, matrix, scheme) for matrix in matrices(weights.config)]
+    pairs = [
+        Unit(_codes_and_scales(weights, matrix, scheme), tuple(part.native for part in matrix.parts))
+        for matrix in matrices(weights.config)
+    ]
     plain = []
     for tensor in plain_tensors(weights.config):
         stored = weights.dtype(tensor.native)
         kept = torch.float32 if tensor.float32 or stored == torch.float64 else stored
-        plain.append(Outgoing(tensor.native, tensor.shape, kept, _pieces_of(weights, tensor.native)))
-    return [*chain.from_iterable(pairs), *sorted(plain, key=lambda tensor: -tensor.dtype.itemsize)]
+        outgoing = Outgoing(tensor.native, tensor.shape, kept, _pieces_of(weights, tensor.native))
+        plain.append(Unit((outgoing,), (tensor.native,)))
+    return [*pairs, *sorted(plain, key=lambda unit: -unit.tensors[0].dtype.itemsize)]
 
 
 def _pieces_of(weights: Source, native: str) -> Callable[[], Iterable[Tensor]]:
@@ -149,7 +178,7 @@ def _in_chunks(pieces: Iterable[Tensor], rows: int) -> Iterator[Tensor]:
         yield torch.cat(waiting)
 
 
-def _hashed(tensor: Outgoing, hashes: dict[str, str]) -> Outgoing:
+def hashed(tensor: Outgoing, hashes: dict[str, str]) -> Outgoing:
     """The same tensor, which leaves the hash of its bytes in `hashes` once it is written."""
 
     def pieces() -> Iterator[Tensor]:
@@ -163,7 +192,8 @@ def _hashed(tensor: Outgoing, hashes: dict[str, str]) -> Outgoing:
     return replace(tensor, pieces=pieces)
 
 
-def _check_room(folder: Path, total: int) -> None:
+def check_room(folder: Path, total: int) -> None:
+    """Raises ValueError where the disk of `folder` has fewer than `total` bytes free."""
     parent = next(path for path in folder.absolute().parents if path.exists())
     if (free := shutil.disk_usage(parent).free) < total:
         raise ValueError(

@@ -140,6 +140,7 @@ struct oz_step {
     int64_t scored;
     const int32_t *scored_tokens;   // (scored)
     float *logits;                  // (scored, rows of the head)
+    int32_t *chosen;                // (layers, tokens): the class that the router chose, where it is not null
     void *scratch;                  // oz_step_bytes of memory, 64-byte aligned
 };
 

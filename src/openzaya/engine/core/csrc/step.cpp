@@ -90,6 +90,7 @@ class Step {
             const oz_layer &layer = model_.layers[i];
             attend(layer);
             mix_experts(layer);
+            if (step_.chosen) std::memcpy(step_.chosen + i * tokens_, s_.chosen, sizeof(int32_t) * size_t(tokens_));
             const bool last = i + 1 == model_.layer_count;
             join(layer.after_experts, s_.weights, last ? nullptr : &model_.layers[i + 1].qkv);
         }

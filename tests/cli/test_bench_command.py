@@ -1,0 +1,86 @@
+"""bench: the options, what is printed, what is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import Result
+
+from openzaya.cli import bench
+
+Program = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def _small_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openzaya.bench.subject.PROBE_BYTES", 1 << 20)
+
+
+def test_decode_prints_one_object_and_keeps_the_same(
+    openzaya_program: Program, tiny_model: Path, tmp_path: Path
+) -> None:
+    result = openzaya_program(
+        "bench", "decode", tiny_model, "--scheme", "w8", "--rows", "1,2", "--prompt", 16, "--repeats", 1,
+        "--threads", 1, "--json", "--save", tmp_path / "figures.json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report == json.loads((tmp_path / "figures.json").read_text())
+    assert report["benchmark"] == "decode"
+    assert (report["model"]["executor"], report["model"]["scheme"]) == ("compiled core", "w8")
+    assert [row["rows"] for row in report["decode"]] == [1, 2]
+    assert report["settings"]["prompt"] == 16
+    assert report["command"].startswith(f"openzaya bench decode {tiny_model} --scheme w8 --rows 1,2 ")
+
+
+def test_decode_prints_a_table_with_the_probe(openzaya_program: Program, tiny_model: Path) -> None:
+    result = openzaya_program("bench", "decode", tiny_model, "--rows", "1", "--prompt", 16, "--repeats", 1)
+    assert result.exit_code == 0, result.stderr
+    for word in ("torch", "probe: a read of 1 MiB", "GB/s", "share of bandwidth", "a prompt of 16 tokens"):
+        assert word in result.stdout
+
+
+def test_rollouts_print_what_sharing_saves(openzaya_program: Program, tiny_model: Path) -> None:
+    result = openzaya_program(
+        "bench", "rollouts", tiny_model, "--rollouts", 3, "--prompt", 40, "-N", 4, "-C", 2, "--tau", 8,
+        "--repeats", 1, "--no-solve", "--threads", 1,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert "3 rollouts of a prompt of 40 tokens" in result.stdout
+    assert "a round of N 4, C 2, 40 tokens a prompt" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--rows", "one"], "--rows is 'one'; give whole numbers"),
+        (["--rows", "0"], "rows are (0,); they must be 1 or more"),
+        (["--scheme", "w3"], "--scheme and --group: scheme is 'w3'"),
+        (["--prompt", "2000"], "beyond the model's context of 1024"),
+        (["--kv-dtype", "int8"], "belong to the compiled core"),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_sentence(
+    openzaya_program: Program, tiny_model: Path, options: list[str], says: str
+) -> None:
+    result = openzaya_program("bench", "decode", tiny_model, *options)
+    assert result.exit_code == 2
+    assert says in result.stderr
+
+
+def test_where_there_is_no_terminal_progress_comes_every_ten_seconds_with_what_is_left(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    times = iter([0.0, 5.0, 12.0, 15.0])
+    show = bench._lines("decode", lambda: next(times))
+    for done in (1, 2, 3):
+        show(done, 6, "16 rows")
+    assert capsys.readouterr().err == "decode: 2 of 6 measurements, about 24 s left; next: 16 rows\n"
+
+
+def test_a_figure_is_shown_with_its_spread() -> None:
+    assert bench.spread({"median": 1234.5, "low": 0.123, "high": 2000.0}) == "1,234 [0.12, 2,000]"
+    assert bench.spread(None) == "-"
