@@ -2,7 +2,7 @@
 
     python benchmarks/peers/compare.py --ours COMMAND --theirs COMMAND [--rounds 5] [--out FILE.json]
 
-    --ours   "openzaya bench decode FOLDER --prompt 480 --context 8160 --repeats 1 --json"
+    --ours   "openzaya bench decode zaya1-8b --keep FOLDER --prompt 480 --context 8160 --repeats 1 --json"
     --theirs "python benchmarks/peers/run_llama.py BUILD/bin MODEL.gguf"
 
 Each round runs both, so that both meet the same weather of the machine; who goes first changes from round to round. A
