@@ -95,7 +95,7 @@ def test_solve_answers_under_markovian_rsa_with_the_bundled_model() -> None:
     assert solution.answer == "33"
     assert solution.finish_reason == "answered"
     assert solution.exactness == "ids"
-    assert [summary.candidates for summary in solution.rounds] == [8, 8, 8]
+    assert [summary.candidates for summary in solution.rounds] == [16, 16, 16]
 
 
 def test_the_card_quotes_the_evaluation_that_is_shipped_with_it() -> None:

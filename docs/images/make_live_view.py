@@ -34,7 +34,7 @@ THEME = TerminalTheme((18, 20, 26), (222, 226, 234), _DIM, _BRIGHT)
 def main() -> None:
     """Run, replay to the moment, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--problem", default="What is 40 + 50 + 41 + 34 - 35 - 28 + 40?")
+    parser.add_argument("--problem", default="Solve 3(x - 4) + 2(x + 5) = 2x + 25 for x.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--backend")

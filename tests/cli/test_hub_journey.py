@@ -109,7 +109,7 @@ def test_every_verb_takes_the_same_route(openzaya_program: Program, hub: HubServ
     assert scored.exit_code == 0, scored.stderr
     specification = tmp_path / "spec.toml"
     specification.write_text(
-        f'problems = [{{ family = "arithmetic_chain", per_difficulty = 1 }}]\n'
+        f'problems = [{{ family = "arithmetic_chain", count = 1 }}]\n'
         f'[models.it]\nsource = "{NAME}"\n[[arms]]\nmode = "single"\nmax_tokens = 4\n',
         encoding="utf-8",
     )
