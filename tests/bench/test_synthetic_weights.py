@@ -15,6 +15,7 @@ from openzaya.model.config import NAMED_SHAPES
 from openzaya.model.decoder import ZayaForCausalLM
 from openzaya.model.initialise import initialise
 from openzaya.model.quantised.container import Container
+from openzaya.model.quantised.packing import unpack
 from openzaya.model.quantised.quantise import quantise_checkpoint
 from openzaya.model.quantised.scheme import SCHEMES, W4_GROUP_32, W4_GROUP_128, W8
 from openzaya.model.router import Routing
@@ -38,6 +39,8 @@ def test_a_random_container_is_whole_and_its_weights_have_the_size_of_fresh_ones
     model = load_model(tmp_path / "q", dtype="float32")
     for weight in (model.model.embed_tokens.weight, model.model.layers[2].mlp.experts.gate_up_proj):
         assert float(weight.detach().std()) == pytest.approx(1 / 8, rel=0.05)
+    codes, _ = unpack(container.matrix("model.layers.0.self_attn.o_proj.weight"))
+    assert int(codes.min()) == -int(codes.max())
     # 1,000 rows leave part of the last block empty.
     scales = container.tensor("model.embed_tokens.weight.scales")[-1]
     assert bool((scales[..., :8] > 0).all())
@@ -65,6 +68,16 @@ def test_routers_spread_tokens_about_evenly_where_plain_random_ones_do_not():
     after = largest_shares(spread_tokens(plain))
     assert max(after) < 0.25
     assert np.mean(after) < np.mean(before)
+
+
+@pytest.mark.parametrize("scheme", [W4_GROUP_32, W8], ids=str)
+def test_tokens_of_a_deep_random_container_stay_unlike_and_spread(tmp_path, scheme):
+    config = SMALL.with_(
+        hidden_size=256, num_hidden_layers=12, moe_intermediate_size=256, num_experts=16, router_hidden_size=64
+    )
+    random_container(tmp_path / "q", config, scheme)
+    shares = largest_shares(load_model(tmp_path / "q", dtype="float32"))
+    assert max(shares) < 0.25
 
 
 def test_a_random_checkpoint_in_shards_loads_and_is_quantised(tmp_path):
@@ -100,7 +113,7 @@ def test_a_random_folder_is_kept_and_used_again_and_everything_else_goes_away(tm
 @pytest.mark.slow
 def test_a_model_goes_from_shards_to_tokens_within_the_memory_of_a_program(tmp_path):
     config = SMALL.with_(vocab_size=40_000, hidden_size=512, num_hidden_layers=4, max_position_embeddings=1024)
-    found = measure_full_size(config, W4_GROUP_32, tmp_path / "all", tokens=8, max_shard_bytes=20_000_000)
+    found = measure_full_size(config, W4_GROUP_32, tmp_path / "all", tokens=8, max_shard_bytes=1_000_000)
     assert found["source"]["shards"] > 2
     assert found["quantised_bytes"] < found["source"]["bytes"] / 3
     assert 0 < found["generating"]["tokens"] <= 8

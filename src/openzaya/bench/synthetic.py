@@ -124,9 +124,13 @@ def _random_numbers(
 
 
 def _random_matrix(matrix: Matrix, scheme: Scheme, source: np.random.Generator) -> tuple[Outgoing, Outgoing]:
-    """Integers of every value alike, and one scale for all of them but the rows that only fill the last block."""
+    """Integers of every value alike, and one scale for all of them but the rows that only fill the last block.
+
+    The lowest one, which has no opposite, becomes 0: a mean other than 0, however small, grows from matrix to matrix
+    until all tokens are alike and go to the same experts.
+    """
     levels = 16 if scheme.name == "w4" else 256
-    deviation = math.sqrt((levels**2 - 1) / 12)
+    deviation = math.sqrt(sum(2 * value**2 for value in range(1, levels // 2)) / levels)
     codes_shape, scales_shape = matrix.codes_shape(scheme), matrix.scales_shape(scheme)
     codes_type, scales_type = DTYPES[scheme.code_type], DTYPES[scheme.scale_type]
 
@@ -134,7 +138,13 @@ def _random_matrix(matrix: Matrix, scheme: Scheme, source: np.random.Generator) 
         left = math.prod(codes_shape)
         while left:
             taken = min(left, _CHUNK)
-            yield torch.frombuffer(bytearray(source.bytes(taken)), dtype=torch.uint8).view(codes_type)
+            drawn = np.frombuffer(bytearray(source.bytes(taken)), dtype=np.uint8)
+            if scheme.name == "w4":
+                drawn |= ((drawn & 0x0F) == 0).view(np.uint8) << 3
+                drawn |= ((drawn & 0xF0) == 0).view(np.uint8) << 7
+            else:
+                drawn[drawn == 0x80] = 0
+            yield torch.from_numpy(drawn).view(codes_type)
             left -= taken
 
     def scales() -> Iterator[Tensor]:
