@@ -16,15 +16,15 @@ SHAPE = SMALL.with_(
 QKV = ("q_proj.weight", "k_proj.weight", "v_proj_current.weight", "v_proj_delayed.weight")
 
 
-def decided_model(config, skip_bias=0.0):
-    """A small model whose tokens go to many classes of its routers, the skip class among them, and to great effect."""
+def decided_model(config, skip_bias=0.0, effect=10):
+    """A small model whose tokens go to many classes of its routers, the skip class among them, and to some `effect`."""
     model = small_model(config)
     with torch.no_grad():
         for block in model.model.layers:
             block.mlp.gate.balancing_biases.zero_()
             block.mlp.gate.balancing_biases[-1] = skip_bias
             block.mlp.gate.router_mlp.out_proj.weight.mul_(8)
-            block.post_mlp_residual_scale.hidden_states_scale.mul_(10)
+            block.post_mlp_residual_scale.hidden_states_scale.mul_(effect)
     return model
 
 

@@ -68,7 +68,7 @@ def test_logits_are_those_of_the_model_with_the_same_weights_but_for_rounded_act
 
 @pytest.mark.parametrize("semantics", ["zero", "identity"])
 def test_a_token_that_skips_gives_nothing_or_itself_as_the_model_says(semantics):
-    model = decided_model(SHAPE.with_(skip_semantics=semantics), skip_bias=10)
+    model = decided_model(SHAPE.with_(skip_semantics=semantics), skip_bias=10, effect=30)
     expect_the_logits_of_the_model(model, quantised(model, 8))
 
 
