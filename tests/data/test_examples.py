@@ -114,6 +114,17 @@ def test_rollouts_become_tails_of_exactly_tau_tokens_and_a_second_round_reads_th
     assert all(speaker.tokenizer.decode(prompt).count(entries[0].tails[0]) >= 1 for prompt in seen[3:])
 
 
+def test_replies_of_the_second_round_belong_to_the_problem_whose_tails_they_read(speaker: Speaker) -> None:
+    def sample(prompts, *, rollouts, max_tokens, seed):  # type: ignore[no-untyped-def]
+        texts = [[f"<think>\n{place}.{turn}.{seed}" for turn in range(rollouts)] for place in range(len(prompts))]
+        return [[speaker.tokenizer.encode(text) for text in group] for group in texts]
+
+    settings = {"tails": 2, "tau": 40, "beta": 64, "second_round": 2, "seed": 5}
+    entries = roll_out(sample, MIXTURE, speaker, range(50, 53), rollouts=2, **settings)
+    assert [(entry.index, entry.round) for entry in entries] == [(50, 0), (51, 0), (52, 0), (50, 1), (51, 1)]
+    assert [entry.tails for entry in entries[3:]] == [("0.0.6", "1.0.6"), ("2.0.6", "3.0.6")]
+
+
 def test_a_pool_survives_the_disk_and_draws_by_number(speaker: Speaker, tmp_path: Path) -> None:
     answer = f"answer: {draw_problem(MIXTURE, 1, 7).answer}"
     tails = tuple(f"{text}\n{answer}" for text in ("a {b}", "c\n d", "é", "4", "5"))

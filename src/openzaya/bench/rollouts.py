@@ -138,6 +138,8 @@ class Bench:
         # Of the same lengths, but no two of them begin alike.
         self._apart = [ids(settings.aggregation) for _ in orders]
         self.tokens_sharing = settings.question + tails_computed(orders) * settings.tail + settings.candidates * _ENDING
+        # An engine's first pages are cleared as they are first used, which is no part of any prompt's time.
+        self._first_tokens([[self._question]])
 
     def rollouts(self) -> float:
         """Seconds until all rollouts of the one prompt have a token."""
