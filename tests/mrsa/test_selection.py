@@ -43,6 +43,13 @@ def test_an_answer_of_more_than_half_wins_and_its_shortest_text_is_returned() ->
     assert count_votes(pool) == {"4": 3, "5": 1}
 
 
+def test_a_reply_that_was_cut_speaks_only_where_no_whole_one_holds_the_answer() -> None:
+    cut, whole, longer = candidate(0, "4", "4", "budget"), candidate(1, "4", "four."), candidate(2, "4", "It is four.")
+    assert choose([cut, longer, whole], "majority", 0) is whole
+    assert best_so_far([[cut, longer]]) == ([cut, longer], longer)
+    assert choose([cut, candidate(3, "4", "long text", "length")], "majority", 0) is cut
+
+
 def test_half_is_not_more_than_half_and_failures_count_against_the_answer() -> None:
     assert choose([candidate(0, "4"), candidate(1, "4"), candidate(2, "5"), candidate(3, None)], "auto", 0) is None
     assert choose([candidate(0, "4"), candidate(1, "4"), failed(2), failed(3)], "auto", 0) is None

@@ -28,8 +28,15 @@ class Group:
 
     @property
     def spokesman(self) -> Candidate:
-        """The member with the shortest text, the earliest of several."""
-        return min(self.members, key=lambda candidate: (len(candidate.content), candidate.index))
+        """The member with the shortest text, the earliest of several; one that was cut only where all were."""
+        return min(
+            self.members,
+            key=lambda candidate: (
+                candidate.finish_reason not in _ENDED_BY_ITSELF,
+                len(candidate.content),
+                candidate.index,
+            ),
+        )
 
 
 def read_answer(content: str, finish_reason: str, task: Task) -> str | None:
