@@ -6,14 +6,12 @@ import subprocess
 
 import pytest
 
-from openzaya.bench.aggregation import order_to_share, shared_beginnings, tails_computed
 from openzaya.bench.figures import Figure, busy_processes, in_rounds, ratio
 from openzaya.bench.outlook import SHARE_IN_CORE, outlooks
 from openzaya.bench.traffic import expected_experts, step_traffic, weights_of
 from openzaya.model.config import NAMED_SHAPES
 from openzaya.model.quantised.matrices import container_bytes
 from openzaya.model.quantised.scheme import SCHEMES, W4_GROUP_32, W4_GROUP_128, W8
-from openzaya.mrsa.draws import draw_tails
 
 BIG = NAMED_SHAPES["zaya1-8b"]
 
@@ -96,29 +94,6 @@ def test_expected_experts_go_from_one_a_layer_to_all():
     assert expected_experts(BIG, 1) == pytest.approx(40)
     assert expected_experts(BIG, 16) / 40 == pytest.approx(10.3, abs=0.05)
     assert expected_experts(BIG, 10_000) == pytest.approx(40 * 16)
-
-
-# ---- shared beginnings ----
-
-
-def test_tails_are_reordered_so_that_beginnings_are_alike_and_none_is_lost():
-    drawn = [(3, 1), (2, 3), (3, 2), (1, 0)]
-    orders = order_to_share(drawn)
-    assert [set(order) for order in orders] == [set(tails) for tails in drawn]
-    assert orders == [(3, 1), (3, 2), (3, 2), (0, 1)]
-    # The question is everyone's, tail 3 is read first by three, and two of them go on alike.
-    assert shared_beginnings(orders) == [(), (3,), (3, 2)]
-    assert tails_computed(orders) == 5
-
-
-def test_a_beginning_that_all_its_readers_continue_alike_is_left_out():
-    assert shared_beginnings([(1, 2, 3), (1, 2, 4)]) == [(1, 2)]
-    assert shared_beginnings([(1,), (2,)]) == [()]
-
-
-def test_sharing_saves_a_fifth_of_the_tails_of_a_round():
-    drawn = [draw_tails(range(16), 4, seed=0, round=1, index=index) for index in range(16)]
-    assert tails_computed(order_to_share(drawn)) <= 0.8 * 64 < tails_computed(drawn)
 
 
 # ---- what fits ----

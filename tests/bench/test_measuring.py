@@ -110,7 +110,7 @@ def test_the_core_tells_the_classes_that_the_model_chooses(folder):
 
 def test_sharing_is_measured_and_saves_tokens(folder):
     settings = rollouts.Settings(
-        rollouts=4, prompt=100, candidates=6, tails=3, question=20, tail=30, repeats=1, solve=False
+        rollouts=4, prompt=100, candidates=6, tails=3, question=35, tail=33, repeats=1, solve=False
     )
     with open_subject(folder, threads=1) as measured:
         bench = rollouts.Bench(measured, settings)
@@ -135,7 +135,7 @@ def test_sharing_is_measured_and_saves_tokens(folder):
         scheduler.executor.step = step
         report = rollouts.measure_rollouts(measured, settings)
     assert report["rollouts"]["times_faster"]["median"] > 0
-    assert report["aggregation"]["tokens_computed"] == {"sharing": bench.tokens_sharing, "without": 6 * 126}
+    assert report["aggregation"]["tokens_computed"] == {"sharing": bench.tokens_sharing, "without": 6 * 150}
     assert "solve" not in report
 
 

@@ -102,8 +102,9 @@ def test_random_schedules_give_the_bits_of_each_sequence_alone(cores, weights, d
     base, generations = prompt(LONGEST), []
     lengths = st.integers(1, LONGEST)
     for number in range(data.draw(st.integers(1, 5), label="requests")):
-        # Beginnings of one text share prefixes, and equal ones are forks; the others have nothing in common.
-        ids = base[: data.draw(lengths)] if data.draw(st.booleans()) else prompt(data.draw(lengths), number)
+        # All go on from beginnings of one text, which may be nothing; those that add nothing are forks.
+        ids = base[: data.draw(st.integers(0, LONGEST))] + prompt(data.draw(lengths), number)
+        ids = base[: data.draw(lengths)] if data.draw(st.booleans()) else ids[:LONGEST]
         limit, kept = data.draw(st.integers(1, LIMIT)), data.draw(st.booleans())
         generations.append(generation(ids, number, limit, keep_state=kept, params=SamplingParams(temperature=0.8)))
     waiting = list(generations)

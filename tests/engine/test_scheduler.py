@@ -78,11 +78,12 @@ class CountingExecutor:
 
     def __init__(self, executor):
         self._executor, self.pool, self.sample = executor, executor.pool, executor.sample
-        self.prompt_tokens = self.most_beside_decoding = 0
+        self.prompt_tokens = self.most_beside_decoding = self.steps_with_prompts = 0
 
     def step(self, batch):
         tokens = sum(len(chunk.ids) for chunk in batch.chunks)
         self.prompt_tokens += tokens
+        self.steps_with_prompts += tokens > 0
         if len(batch.decode_slots):
             self.most_beside_decoding = max(self.most_beside_decoding, tokens)
         return self._executor.step(batch)
@@ -123,6 +124,102 @@ def test_a_prompt_that_begins_with_a_kept_one_goes_on_from_there():
     assert executor.prompt_tokens == 50 + 4
     assert second.cached_tokens == 59
     assert second.generated == spoken_alone(PLAIN, second)
+
+
+def tokens_once(prompts):
+    """Tokens to compute where what several begin with is computed once."""
+    return len({ids[:length] for ids in prompts for length in range(1, len(ids) + 1)})
+
+
+QUESTION = prompt(45)
+TAILS = [prompt(PAGE + 5 * place, seed=place) for place in range(4)]
+ENDING = prompt(3, seed=99)
+
+
+def reading(*places):
+    """A prompt of a question and some tails."""
+    return QUESTION + tuple(token for place in places for token in TAILS[place]) + ENDING
+
+
+ROUND = [reading(*places) for places in [(0, 1, 2), (0, 1, 3), (0, 2), (3, 1), (0, 1), (3, 1)]]
+
+
+@pytest.mark.parametrize("chunk", [9, 64, 4000])
+def test_what_prompts_begin_with_is_computed_once_whatever_is_asked_first(chunk):
+    for turn in range(3):
+        scheduler = scheduler_for(PLAIN, prefill_chunk=chunk, pages=128)
+        executor = counting(scheduler)
+        generations = [generation(ids, seed) for seed, ids in enumerate(ROUND[2 * turn :] + ROUND[: 2 * turn])]
+        for one in generations:
+            scheduler.submit(one)
+        run(scheduler)
+        assert executor.prompt_tokens == tokens_once(ROUND)
+        assert sum(len(one.prompt) - one.cached_tokens for one in generations) == executor.prompt_tokens
+        for one in generations:
+            assert one.generated == spoken_alone(PLAIN, one)
+        assert pages_held(scheduler) == 0
+
+
+def test_prompts_that_come_while_another_is_computed_wait_for_what_they_share():
+    scheduler = scheduler_for(PLAIN, prefill_chunk=1)
+    executor = counting(scheduler)
+    generations = [generation(ids, seed) for seed, ids in enumerate(ROUND)]
+    for one in generations:
+        scheduler.submit(one)
+        scheduler.step()
+    run(scheduler)
+    assert executor.prompt_tokens == tokens_once(ROUND)
+    assert [one.generated for one in generations] == [spoken_alone(PLAIN, one) for one in generations]
+
+
+def test_a_beginning_seen_twice_is_kept_for_the_third():
+    scheduler = scheduler_for(PLAIN)
+    generations = [generation(QUESTION + prompt(20, seed=seed), seed) for seed in range(3)]
+    for one in generations:
+        scheduler.submit(one)
+        run(scheduler)
+        assert one.generated == spoken_alone(PLAIN, one)
+    assert [one.cached_tokens for one in generations] == [0, 0, len(QUESTION)]
+
+
+def test_a_beginning_shorter_than_a_page_is_not_worth_a_state():
+    scheduler = scheduler_for(PLAIN)
+    executor = counting(scheduler)
+    for seed in range(3):
+        scheduler.submit(generation(QUESTION[: PAGE - 1] + prompt(20, seed=seed), seed))
+    run(scheduler)
+    assert executor.prompt_tokens == 3 * (PAGE - 1 + 20)
+    assert executor.steps_with_prompts == 1
+
+
+def test_a_prompt_that_another_goes_beyond_starts_as_soon_as_that_one_has_passed_its_end():
+    scheduler = scheduler_for(PLAIN, prefill_chunk=8)
+    executor = counting(scheduler)
+    longer, shorter = generation(prompt(200), 1), generation(prompt(200)[:80], 2)
+    scheduler.submit(longer)
+    scheduler.step()
+    scheduler.submit(shorter)
+    while not shorter.generated:
+        scheduler.step()
+    assert not longer.generated
+    assert shorter.cached_tokens == 80
+    run(scheduler)
+    assert executor.prompt_tokens == 200
+    for one in (longer, shorter):
+        assert one.generated == spoken_alone(PLAIN, one)
+
+
+def test_a_prompt_whose_fellow_is_cancelled_half_way_is_computed_all_the_same():
+    scheduler = scheduler_for(PLAIN, prefill_chunk=4)
+    first, second = generation(reading(0, 1), 1), generation(reading(0, 2), 2)
+    for one in (first, second):
+        scheduler.submit(one)
+    scheduler.step()
+    scheduler.cancel(first)
+    run(scheduler)
+    assert second.generated == spoken_alone(PLAIN, second)
+    assert second.cached_tokens == 0
+    assert pages_held(scheduler) == 0
 
 
 def test_decoding_waits_for_no_more_prompt_tokens_than_the_chunk():
@@ -255,7 +352,11 @@ def test_whatever_happens_no_page_is_lost_and_the_bounds_hold(actions, pages, ma
 
     def submit(length, limit, **fields):
         if length + limit <= scheduler.pool.tokens:
-            submitted.append(generation(prompt(length, fields.pop("variant", 0)), len(submitted), limit, **fields))
+            # Two of three variants begin alike.
+            variant = fields.pop("variant", 0)
+            alike = length * 2 // 3 if variant else 0
+            ids = prompt(120)[:alike] + prompt(length - alike, variant)
+            submitted.append(generation(ids, len(submitted), limit, **fields))
             scheduler.submit(submitted[-1])
 
     def check(pool: StatePool):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import comb
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openzaya.mrsa.config import ConfigError, check_context, make_config, preset, preset_names
-from openzaya.mrsa.draws import derive_seed, draw_tails
+from openzaya.mrsa.draws import derive_seed, draw_tails, order_to_share
 
 
 @pytest.mark.parametrize(
@@ -122,6 +123,29 @@ def test_a_draw_is_a_subset_without_repeats_and_takes_all_where_there_are_too_fe
     assert len(drawn) == len(set(drawn)) == min(count, len(usable))
     assert set(drawn) <= usable
     assert drawn == draw_tails(sorted(usable), count, seed, round, index)
+
+
+def beginnings(orders: Sequence[Sequence[int]]) -> set[tuple[int, ...]]:
+    return {tuple(order[:length]) for order in orders for length in range(1, len(order) + 1)}
+
+
+def test_the_tail_that_most_read_comes_first_and_so_again_among_its_readers() -> None:
+    assert order_to_share([(3, 1), (2, 3), (3, 2), (1, 0), ()]) == [(3, 1), (3, 2), (3, 2), (0, 1), ()]
+
+
+@given(st.lists(st.sets(st.integers(0, 15), max_size=6).map(tuple), max_size=20))
+def test_ordering_keeps_each_candidates_tails_and_orders_equal_ones_equally(drawn: list[tuple[int, ...]]) -> None:
+    orders = order_to_share(drawn)
+    assert [sorted(order) for order in orders] == [sorted(tails) for tails in drawn]
+    same = {}
+    for tails, order in zip(drawn, orders):
+        assert same.setdefault(frozenset(tails), order) == order
+
+
+@pytest.mark.parametrize(("count", "saved"), [(4, 0.2), (8, 0.3)])
+def test_ordering_saves_a_good_part_of_the_tails_of_a_round(count: int, saved: float) -> None:
+    drawn = [draw_tails(range(16), count, seed=0, round=1, index=index) for index in range(16)]
+    assert len(beginnings(order_to_share(drawn))) <= (1 - saved) * 16 * count < len(beginnings(drawn))
 
 
 def test_subsets_are_drawn_uniformly() -> None:

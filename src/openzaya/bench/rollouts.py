@@ -1,7 +1,6 @@
 """What Markovian RSA lives on: many rollouts of one prompt, and prompts of a round that begin alike.
 
-Every figure is the time until all sequences have their first token, with sharing against without it. A prefix that
-several prompts have is shared by asking for it first: the scheduler goes on from the longest prompt that it has kept.
+Every figure is the time until all sequences have their first token, with sharing against without it.
 """
 
 from __future__ import annotations
@@ -14,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from openzaya.bench.aggregation import order_to_share, shared_beginnings, tails_computed
 from openzaya.bench.figures import Figure, OnProgress, in_rounds, ratio, seconds_of
 from openzaya.bench.subject import Subject
 from openzaya.engine.params import SamplingParams
 from openzaya.engine.scheduler import Generation, Scheduler, slots_for
-from openzaya.mrsa.draws import draw_tails
+from openzaya.mrsa.draws import draw_tails, order_to_share
 
 PROBLEM = "Compute 17 + 25 - 9."
 _ENDING = 16
@@ -133,47 +131,43 @@ class Bench:
             for index in range(settings.candidates)
         ]
         orders = order_to_share(drawn)
-        self._beginnings = [self._joined(beginning) for beginning in shared_beginnings(orders)]
-        self._shared = [(*self._joined(order), *ids(_ENDING)) for order in orders]
+        self._shared = [
+            (*self._question, *(token for tail in order for token in self._tails[tail]), *ids(_ENDING))
+            for order in orders
+        ]
         # Of the same lengths, but no two of them begin alike.
         self._apart = [ids(settings.aggregation) for _ in orders]
-        self.tokens_sharing = settings.question + tails_computed(orders) * settings.tail + settings.candidates * _ENDING
+        beginnings = {order[:length] for order in orders for length in range(1, settings.tails + 1)}
+        self.tokens_sharing = settings.question + len(beginnings) * settings.tail + settings.candidates * _ENDING
         # An engine's first pages are cleared as they are first used, which is no part of any prompt's time.
-        self._first_tokens([[self._question]])
+        self._first_tokens([self._question])
 
     def rollouts(self) -> float:
         """Seconds until all rollouts of the one prompt have a token."""
-        return self._timed([self._prompts[:1] * self._settings.rollouts])
+        return self._timed(self._prompts[:1] * self._settings.rollouts)
 
     def independent(self) -> float:
         """Seconds until each of the prompts that share nothing has a token."""
-        return self._timed([self._prompts])
+        return self._timed(self._prompts)
 
     def sharing_round(self) -> float:
         """Seconds until every candidate of the aggregation round has a token, beginnings computed once."""
-        by_length: dict[int, list[Prompt]] = {}
-        for beginning in self._beginnings:
-            by_length.setdefault(len(beginning), []).append(beginning)
-        return self._timed([*(by_length[length] for length in sorted(by_length)), self._shared])
+        return self._timed(self._shared)
 
     def plain_round(self) -> float:
         """The same for prompts of the same lengths that share nothing."""
-        return self._timed([self._apart])
+        return self._timed(self._apart)
 
-    def _joined(self, tails: Sequence[int]) -> Prompt:
-        return (*self._question, *(token for tail in tails for token in self._tails[tail]))
-
-    def _timed(self, waves: Sequence[Sequence[Prompt]]) -> float:
-        """Seconds for a first token after every prompt, one wave after the other, nothing being kept from before."""
+    def _timed(self, prompts: Sequence[Prompt]) -> float:
+        """Seconds for a first token after every prompt, nothing being kept from before."""
         self._scheduler.drop_prefixes()
-        return seconds_of(lambda: self._first_tokens(waves))
+        return seconds_of(lambda: self._first_tokens(prompts))
 
-    def _first_tokens(self, waves: Sequence[Sequence[Prompt]]) -> None:
-        for wave in waves:
-            for number, prompt in enumerate(wave):
-                self._scheduler.submit(Generation(prompt, _PLAIN, seed=number, limit=1))
-            while self._scheduler.busy:
-                self._scheduler.step()
+    def _first_tokens(self, prompts: Sequence[Prompt]) -> None:
+        for number, prompt in enumerate(prompts):
+            self._scheduler.submit(Generation(prompt, _PLAIN, seed=number, limit=1))
+        while self._scheduler.busy:
+            self._scheduler.step()
 
 
 def _solve() -> float:

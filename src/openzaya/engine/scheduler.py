@@ -1,15 +1,16 @@
 """Which sequences compute what in the next step: continuous batching over a bounded pool of state.
 
 A prompt is computed once, in chunks, and kept as a `Prefix`; every sequence with that prompt starts as a fork of it.
-Decoding rows join and leave at any step. Where pages run out, kept prefixes go first (least recently used), then the
-youngest work is put back in the queue; it computes its tokens again later and, because chance depends only on a
-sequence's seed and place, goes on as if nothing had happened.
+What several prompts begin with is computed once too: one of them leaves its state where they part, and the others go on
+from there. Decoding rows join and leave at any step. Where pages run out, kept prefixes go first (least recently used),
+then the youngest work is put back in the queue; it computes its tokens again later and, because chance depends only on
+a sequence's seed and place, goes on as if nothing had happened.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -20,13 +21,17 @@ from torch import Tensor
 
 from openzaya.engine.executor import Executor, PromptChunk, StepBatch
 from openzaya.engine.params import SamplingParams
+from openzaya.engine.prefixes import Job, Node, Prefix, PrefixTree
 from openzaya.engine.sampling import TokenLogprobs, logprobs
 from openzaya.engine.state import PAGE
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
-KEPT_PREFIXES = 64
+KEPT_PREFIXES = 128
 _JOBS = 64
+_WORTH_KEEPING = PAGE
+"""Tokens that a state must save to be kept where prompts part: a chunk that ends there costs about as much."""
+
 _IDLE_CHUNKS = 8
 """With nothing decoding, no one waits for the step to end, so prompts get this many times their usual tokens."""
 
@@ -52,29 +57,8 @@ class Generation:
     slot: int | None = None
     key: tuple[int, ...] = ()
     """The tokens to compute before the next one can be sampled: the prompt, after a preemption also the reply."""
-
-
-@dataclass(slots=True, eq=False)
-class Prefix:
-    """The state after some tokens, to start sequences from; with the scores of the next token where they are known."""
-
-    key: tuple[int, ...]
-    slot: int
-    logits: Tensor | None
-    reused: int
-    """Tokens that were not computed for it, because a shorter prefix had them."""
-    claimed: bool = False
-    """Whether its tokens were counted as computed for some sequence."""
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    """A prompt being computed."""
-
-    key: tuple[int, ...]
-    slot: int
-    number: int
-    reused: int
+    node: Node | None = None
+    """Where it waits for the state after `key`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +85,8 @@ class Scheduler:
         self.waiting: deque[Generation] = deque()
         self.running: dict[int, Generation] = {}
         """By number, so in the order of arrival but for preempted ones that came back."""
-        self._jobs: dict[tuple[int, ...], _Job] = {}
-        self._prefixes: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
+        self._jobs: dict[Node, Job] = {}
+        self._tree = PrefixTree()
         self._started: list[tuple[Generation, Tensor]] = []
         self._numbers = itertools.count()
         self.preemptions = 0
@@ -116,6 +100,7 @@ class Scheduler:
         assert len(generation.prompt) + generation.limit <= self.pool.tokens
         generation.number = next(self._numbers)
         generation.key = generation.prompt
+        generation.node = self._tree.expect(generation.key)
         self.waiting.append(generation)
 
     def cancel(self, generation: Generation) -> None:
@@ -129,14 +114,14 @@ class Scheduler:
         if generation.slot is not None:
             self._leave(generation)
             return
-        self.waiting.remove(generation)
-        if generation.key in self._jobs and all(other.key != generation.key for other in self.waiting):
-            self._drop_job(self._jobs[generation.key])
+        node = self._stop_waiting(generation)
+        if node in self._jobs and not node.expected:
+            self._drop_job(self._jobs[node])
 
     def drop_prefixes(self) -> None:
         """Forget all kept prompts and begin those in progress again, as after a change of weights."""
-        while self._prefixes:
-            self._drop_oldest_prefix()
+        while self._evict():
+            pass
         for job in list(self._jobs.values()):
             self._drop_job(job)
 
@@ -152,13 +137,16 @@ class Scheduler:
             StepBatch(
                 decode_slots=np.array([generation.slot for generation in running], dtype=np.int64),
                 decode_ids=np.array([generation.generated[-1] for generation in running], dtype=np.int64),
-                chunks=[chunk for _, chunk in jobs],
+                chunks=[chunk for _, _, chunk in jobs],
             )
         )
-        for (job, _), logits in zip(jobs, result.chunk_logits):
-            if logits is not None:
-                self._keep(Prefix(job.key, job.slot, logits, job.reused))
-                del self._jobs[job.key]
+        for (job, parting, _), logits in zip(jobs, result.chunk_logits):
+            if parting is not None:
+                self._leave_snapshot(job, parting, logits)
+            elif logits is not None:
+                del self._jobs[job.node]
+                self._keep(job.node, Prefix(job.slot, logits, job.reused))
+                self._tree.end(job)
         self._admit()
         started, self._started = self._started, []
         emissions = self._draw(running, result.decode_logits)
@@ -207,9 +195,9 @@ class Scheduler:
         del self.running[generation.number]
         generation.slot = None
         if generation.keep_state and generation.finish_reason != "cancelled":
-            held = (generation.prompt + tuple(generation.generated))[: self.pool.lengths[slot]]
-            if held not in self._prefixes:
-                self._keep(Prefix(held, slot, None, 0, claimed=True))
+            held = self._tree.node((generation.prompt + tuple(generation.generated))[: self.pool.lengths[slot]])
+            if held.prefix is None:
+                self._keep(held, Prefix(slot, None, 0, claimed=True))
                 return
         self.pool.close(slot)
 
@@ -221,40 +209,61 @@ class Scheduler:
         for generation in list(self.waiting):
             if len(self.running) + len(self._started) >= self.max_batch:
                 return
-            prefix = self._prefixes.get(generation.key)
-            if prefix is not None and prefix.logits is not None:
-                if not self._start(generation, prefix):
+            node = generation.node
+            assert node is not None
+            if node.prefix is not None and node.prefix.logits is not None:
+                if not self._start(generation, node):
                     return
-            elif generation.key not in self._jobs:
+            elif node not in self._jobs:
                 if queued_tokens >= self.prefill_chunk * _IDLE_CHUNKS or len(self._jobs) >= _JOBS:
                     continue
-                if not self._begin_job(generation):
+                base = self._tree.longest(node)
+                if self._shared_soon(node, base):
+                    continue
+                if not self._begin_job(generation, node, base):
                     return
                 queued_tokens += len(generation.key)
 
-    def _start(self, generation: Generation, prefix: Prefix) -> bool:
-        """Fork `prefix` for `generation`, or hand it over where memory is too short for both."""
-        self._prefixes.move_to_end(prefix.key)
+    def _start(self, generation: Generation, node: Node) -> bool:
+        """Fork the prefix at `node` for `generation`, or hand it over where memory is too short for both."""
+        self._tree.used(node)
+        prefix = node.prefix
+        assert prefix is not None
         assert prefix.logits is not None
         slot = self.pool.fork(prefix.slot)
-        while slot is None and self._evict(keep=prefix):
+        while slot is None and self._evict(keep=node):
             slot = self.pool.fork(prefix.slot)
         if slot is None and (self.running or self._started or len(self._jobs)):
             return False
         if slot is None:
-            del self._prefixes[prefix.key]
-            slot = prefix.slot
+            slot = self._tree.forget(node).slot
         generation.slot = slot
         if not generation.generated:
-            generation.cached_tokens = len(prefix.key) if prefix.claimed else prefix.reused
+            generation.cached_tokens = node.depth if prefix.claimed else prefix.reused
         prefix.claimed = True
-        self.waiting.remove(generation)
+        self._stop_waiting(generation)
         self._started.append((generation, prefix.logits))
         return True
 
-    def _begin_job(self, generation: Generation) -> bool:
+    def _stop_waiting(self, generation: Generation) -> Node:
+        """Take `generation` from the queue; returns where it waited."""
+        self.waiting.remove(generation)
+        node, generation.node = generation.node, None
+        assert node is not None
+        self._tree.forgo(node)
+        return node
+
+    def _shared_soon(self, node: Node, base: Node | None) -> bool:
+        """Whether a prompt being computed has yet to come to where the one at `node` parts from it."""
+        known = base.depth if base is not None else 0
+        return any(
+            above.depth - known >= _WORTH_KEEPING
+            and any(self.pool.lengths[job.slot] < above.depth for job in above.jobs)
+            for above in node.upwards()
+        )
+
+    def _begin_job(self, generation: Generation, node: Node, base: Node | None) -> bool:
         """Reserve the whole prompt's pages and start to compute it, from the longest kept prefix of it."""
-        base = self._longest_prefix(generation.key)
         slot = self._opened(base)
         if slot is None:
             return False
@@ -268,13 +277,14 @@ class Scheduler:
                 self.pool.close(slot)
                 return False
         reused = int(self.pool.lengths[slot])
-        self._jobs[generation.key] = _Job(generation.key, slot, generation.number, reused)
+        job = self._jobs[node] = Job(node, generation.key, slot, generation.number, reused, snapshot=reused)
+        self._tree.begin(job)
         return True
 
-    def _opened(self, base: Prefix | None) -> int | None:
-        if base is not None:
-            self._prefixes.move_to_end(base.key)
-            slot = self.pool.fork(base.slot)
+    def _opened(self, base: Node | None) -> int | None:
+        if base is not None and base.prefix is not None:
+            self._tree.used(base)
+            slot = self.pool.fork(base.prefix.slot)
             if slot is not None:
                 return slot
         slot = self.pool.open()
@@ -285,48 +295,50 @@ class Scheduler:
     def _missing_pages(self, slot: int, length: int) -> int:
         return -(-length // PAGE) - int(self.pool.page_counts[slot])
 
-    def _longest_prefix(self, key: tuple[int, ...]) -> Prefix | None:
-        candidates = (prefix for prefix in self._prefixes.values() if len(prefix.key) < len(key))
-        return max(
-            (prefix for prefix in candidates if key[: len(prefix.key)] == prefix.key),
-            key=lambda prefix: len(prefix.key),
-            default=None,
-        )
-
-    def _chunks_of_jobs(self, budget: int) -> Iterator[tuple[_Job, PromptChunk]]:
-        """Chunks for the oldest jobs first, `budget` tokens in all."""
+    def _chunks_of_jobs(self, budget: int) -> Iterator[tuple[Job, int | None, PromptChunk]]:
+        """Chunks for the oldest jobs first, `budget` tokens in all; with the length of the prompt at which others part
+        from it where the chunk ends there."""
         for job in sorted(self._jobs.values(), key=lambda job: job.number):
             if budget <= 0:
                 return
             done = int(self.pool.lengths[job.slot])
-            ids = job.key[done : done + budget]
-            budget -= len(ids)
-            yield job, PromptChunk(job.slot, ids, wants_logits=done + len(ids) == len(job.key))
+            end, parting, scored = min(done + budget, len(job.key)), None, False
+            # Upwards, so the last that qualifies is the nearest.
+            for above in job.node.upwards():
+                if above.depth <= done:
+                    break
+                if above.depth <= end and above.prefix is None and above.depth - job.snapshot >= _WORTH_KEEPING:
+                    end, parting, scored = above.depth, above.depth, above.expected > 0
+            budget -= end - done
+            yield job, parting, PromptChunk(job.slot, job.key[done:end], wants_logits=scored or end == len(job.key))
 
-    def _drop_job(self, job: _Job) -> None:
-        del self._jobs[job.key]
+    def _leave_snapshot(self, job: Job, depth: int, logits: Tensor | None) -> None:
+        """Keep the state of `job` as it is after `depth` tokens, for others; without memory for it, go on."""
+        job.snapshot = depth
+        slot = self.pool.fork(job.slot)
+        if slot is not None:
+            self._keep(self._tree.node(job.key[:depth]), Prefix(slot, logits, job.reused, claimed=True))
+
+    def _drop_job(self, job: Job) -> None:
+        del self._jobs[job.node]
+        self._tree.end(job)
         self.pool.close(job.slot)
 
     # ---- memory ----
 
-    def _keep(self, prefix: Prefix) -> None:
-        replaced = self._prefixes.pop(prefix.key, None)
+    def _keep(self, node: Node, prefix: Prefix) -> None:
+        replaced = self._tree.keep(node, prefix)
         if replaced is not None:
             self.pool.close(replaced.slot)
-        while len(self._prefixes) >= KEPT_PREFIXES:
-            self._drop_oldest_prefix()
-        self._prefixes[prefix.key] = prefix
+        while len(self._tree) > KEPT_PREFIXES:
+            self._evict()
 
-    def _drop_oldest_prefix(self) -> None:
-        _, prefix = self._prefixes.popitem(last=False)
-        self.pool.close(prefix.slot)
-
-    def _evict(self, keep: Prefix | None = None) -> bool:
-        """Forget the least recently used prefix but `keep`; False where there is none."""
-        key = next((key for key, prefix in self._prefixes.items() if prefix is not keep), None)
-        if key is None:
+    def _evict(self, keep: Node | None = None) -> bool:
+        """Forget the least recently used prefix but that at `keep`; False where there is none."""
+        node = self._tree.oldest(besides=keep)
+        if node is None:
             return False
-        self.pool.close(self._prefixes.pop(key).slot)
+        self.pool.close(self._tree.forget(node).slot)
         return True
 
     def _make_room(self) -> None:
@@ -356,6 +368,7 @@ class Scheduler:
         del self.running[youngest.number]
         youngest.slot = None
         youngest.key = youngest.prompt + tuple(youngest.generated)
+        youngest.node = self._tree.expect(youngest.key)
         self.waiting.appendleft(youngest)
         self.preemptions += 1
 

@@ -11,7 +11,7 @@ from openzaya.mrsa.candidate import Candidate
 from openzaya.mrsa.config import MrsaConfig
 from openzaya.mrsa.context import FinalRequest, Room
 from openzaya.mrsa.controls import Controls
-from openzaya.mrsa.draws import derive_seed, draw_tails
+from openzaya.mrsa.draws import derive_seed, draw_tails, order_to_share
 from openzaya.mrsa.journal import Header, hash_of
 from openzaya.mrsa.prompts import Prompts, Task, aggregation_messages
 from openzaya.mrsa.rollout import Plan
@@ -38,16 +38,19 @@ class Job:
         """Rollouts of this round."""
         return 1 if round == self.final_round else self.config.width(round)
 
-    def places(self, round: int, index: int, previous: Sequence[Candidate]) -> tuple[int, ...]:
-        """Whose tails candidate `index` of a round reads. One that has none to read starts from the question again."""
+    def places(self, round: int, previous: Sequence[Candidate]) -> list[tuple[int, ...]]:
+        """Whose tails each candidate of a round reads. One that has none to read starts from the question again."""
         usable = [candidate.index for candidate in previous if candidate.readable]
         if self.config.tails == 1 and round < self.final_round:
-            return (index,) if index in usable else ()
-        return draw_tails(usable, self.config.tails, self.config.seed, round, index)
+            return [(index,) if index in usable else () for index in range(self.width(round))]
+        count, seed = self.config.tails, self.config.seed
+        return order_to_share([draw_tails(usable, count, seed, round, index) for index in range(self.width(round))])
 
-    def plan(self, round: int, index: int, previous: Sequence[Candidate]) -> Plan:
-        """The rollout of one place, given all candidates of the round before."""
-        places = self.places(round, index, previous)
+    def plans(self, round: int, previous: Sequence[Candidate]) -> list[Plan]:
+        """The rollouts of a round, given all candidates of the round before."""
+        return [self._plan(round, index, places, previous) for index, places in enumerate(self.places(round, previous))]
+
+    def _plan(self, round: int, index: int, places: tuple[int, ...], previous: Sequence[Candidate]) -> Plan:
         messages = aggregation_messages(self.messages, self.controls.shown(previous, places), self.task, self.prompts)
         seed = derive_seed(self.config.seed, round, index)
         limit = self.room.clip(self.config.limit(round), self._tail_tokens(previous, places))

@@ -127,7 +127,7 @@ class LiveRun(Course):
             return _counts(candidate)
 
         previous = self.rounds[-1] if self.rounds else ()
-        plans = [self.job.plan(round, index, previous) for index in range(self.job.width(round)) if index not in kept]
+        plans = [plan for plan in self.job.plans(round, previous) if plan.index not in kept]
         needed = self.config.quorum_of(round) - sum(_counts(candidate) for candidate in kept.values())
         await dispatch(plans, needed, self.backend, self.gate, self.watch, self.stopping, settle)
         self.ending = self.stopping.reason
