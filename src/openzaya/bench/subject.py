@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from openzaya.bench.figures import seconds_of
-from openzaya.bench.traffic import Weights, weights_of
+from openzaya.bench.traffic import Weights, small_in_core, weights_of
 from openzaya.engine.core.executor import CompiledExecutor
 from openzaya.engine.core.products import Core, CoreUnavailable, supported_variants
 from openzaya.engine.executor import Executor, TorchExecutor
@@ -102,7 +102,7 @@ def _compiled(served: ServedContainer) -> Subject:
     return Subject(
         served.config,
         served,
-        weights_of(served.config, served.scheme, 2, small_item=4),
+        weights_of(served.config, served.scheme, 2, small=small_in_core(served.config)),
         lambda: core.read_bandwidth(buffer),
         {
             "executor": "compiled core",

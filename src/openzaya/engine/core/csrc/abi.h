@@ -81,14 +81,15 @@ struct oz_residual {
 #define OZ_FLOAT16 1
 #define OZ_INT8 2
 
-// Compressed convolutional attention of one layer: its shape, weights and state.
+// Compressed convolutional attention of one layer: its shape, weights and state. `bfloat16` says that `grouped` holds
+// bfloat16 in place of float32.
 struct oz_attention {
-    int32_t query_heads, key_heads, channels, taps0, taps1, rotary, page_tokens, kept;
+    int32_t query_heads, key_heads, channels, taps0, taps1, rotary, page_tokens, kept, bfloat16;
     int64_t window;                 // how many tokens one sees, itself included; 0 for all
     const float *cosine, *sine;     // (positions, rotary), up to the furthest token of a step
     const float *depthwise;         // (taps0, (query_heads + key_heads) * channels)
     const float *depthwise_bias;    // ((query_heads + key_heads) * channels)
-    const float *grouped;           // (heads, taps1, channels in, channels out, padded to a multiple of 16)
+    const void *grouped;            // (heads, sixteens of channels out, taps1, channels in, 16)
     const float *grouped_bias;      // (heads, channels out, padded)
     const float *temperature;       // (key_heads)
     void *keys, *values;            // (pages, key_heads, page_tokens) vectors
@@ -96,11 +97,13 @@ struct oz_attention {
     float *delayed;                 // (slots, key_heads * channels / 2)
 };
 
+// `bfloat16` says that `down`, `fc1`, `fc2` and `out` hold bfloat16 in place of float32.
 struct oz_router {
-    int32_t hidden, width, classes;
+    int32_t hidden, width, classes, bfloat16;
     float epsilon;
-    const float *down, *down_bias, *depth_scale;  // (width, hidden), (width), (width) or null in the first layer
-    const float *norm, *fc1, *fc1_bias, *fc2, *fc2_bias, *out, *balancing;
+    const void *down, *fc1, *fc2, *out;           // (width, hidden), (width, width) twice, (classes, width)
+    const float *down_bias, *depth_scale;         // (width), (width) or null in the first layer
+    const float *norm, *fc1_bias, *fc2_bias, *balancing;
 };
 
 struct oz_layer {

@@ -24,6 +24,23 @@ OZ_INLINE Lanes load_some(const float *at, int64_t count) {
     return lanes;
 }
 
+// Numbers of bfloat16: the upper halves of float32.
+typedef uint16_t Bfloat16;
+
+OZ_INLINE Lanes load_lanes(const Bfloat16 *at) {
+    typedef Bfloat16 Halves __attribute__((vector_size(2 * kLanes)));
+    typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
+    Halves halves;
+    std::memcpy(&halves, at, sizeof halves);
+    return reinterpret_cast<Lanes>(__builtin_convertvector(halves, Words) << 16);
+}
+
+OZ_INLINE Lanes load_some(const Bfloat16 *at, int64_t count) {
+    Bfloat16 padded[kLanes] = {};
+    std::memcpy(padded, at, static_cast<size_t>(count) * sizeof(Bfloat16));
+    return load_lanes(padded);
+}
+
 OZ_INLINE void store_some(float *at, const Lanes &lanes, int64_t count) {
     std::memcpy(at, &lanes, static_cast<size_t>(count < kLanes ? count : kLanes) * sizeof(float));
 }
@@ -38,8 +55,8 @@ OZ_INLINE float sum_of(const Lanes &v) {
 }
 
 // Dot products of x with COUNT vectors, `stride` apart.
-template <int COUNT>
-OZ_INLINE void dots(const float *x, const float *vectors, int64_t stride, int64_t length, float *results) {
+template <int COUNT, class Number>
+OZ_INLINE void dots(const float *x, const Number *vectors, int64_t stride, int64_t length, float *results) {
     Lanes sums[COUNT];
     for (int i = 0; i < COUNT; ++i) sums[i] = zeros();
     int64_t k = 0;
@@ -54,14 +71,16 @@ OZ_INLINE void dots(const float *x, const float *vectors, int64_t stride, int64_
     for (int i = 0; i < COUNT; ++i) results[i] = sum_of(sums[i]);
 }
 
-OZ_INLINE float dot(const float *x, const float *y, int64_t length) {
+template <class Number>
+OZ_INLINE float dot(const float *x, const Number *y, int64_t length) {
     float result;
     dots<1>(x, y, 0, length, &result);
     return result;
 }
 
 // result[n] = x . matrix[n] + bias[n]
-OZ_INLINE void linear(const float *x, const float *matrix, const float *bias, int64_t rows, int64_t columns,
+template <class Number>
+OZ_INLINE void linear(const float *x, const Number *matrix, const float *bias, int64_t rows, int64_t columns,
                       float *result) {
     int64_t n = 0;
     for (; n + 4 <= rows; n += 4) dots<4>(x, matrix + n * columns, columns, columns, result + n);
