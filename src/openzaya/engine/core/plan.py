@@ -116,8 +116,12 @@ class Tensors:
         return address(array)
 
     def numbers(self, array: np.ndarray, *, bfloat16: bool) -> int:
-        """The address of float32 numbers, or of their upper halves."""
-        return self.kept(np.ascontiguousarray((array.view(np.uint32) >> 16).astype(np.uint16) if bfloat16 else array))
+        """The address of float32 numbers, or of their upper halves, two sixteens in sixteen words."""
+        array = np.ascontiguousarray(array)
+        if bfloat16:
+            first_second = array.view(np.uint32).reshape(-1, 2, _LANES)
+            array = first_second[:, 0] >> 16 | first_second[:, 1] & 0xFFFF0000
+        return self.kept(array)
 
     def address(self, name: str, *shape: int) -> int:
         """The address of the float32 tensor `name`. Raises ValueError as `plain` does."""
@@ -136,9 +140,12 @@ class Tensors:
         return matrix.stored()
 
 
-def is_bfloat16(array: np.ndarray) -> bool:
-    """Whether float32 numbers have nothing in their lower halves, as those of a bfloat16 checkpoint."""
-    return not (array.view(np.uint32) & 0xFFFF).any()
+def is_bfloat16(array: np.ndarray, row: int) -> bool:
+    """Whether float32 numbers, `row` of which are read in one go, lose nothing as bfloat16 in the core's layout.
+
+    Those of a bfloat16 checkpoint have nothing in their lower halves.
+    """
+    return row % (2 * _LANES) == 0 and not (array.view(np.uint32) & 0xFFFF).any()
 
 
 def _layer(tensors: Tensors, layer: int, pool: StatePool) -> library.Layer:
@@ -181,7 +188,7 @@ def attention(tensors: Tensors, layer: int, pool: StatePool) -> library.Attentio
     )  # fmt: skip
     depthwise = tensors.plain(f"{name}qkv_proj.conv_qk_depthwise.weight", heads * channels, 1, taps0)
     grouped = tensors.plain(f"{name}{_GROUPED}", heads * channels, channels, taps1)
-    bfloat16 = is_bfloat16(grouped)
+    bfloat16 = is_bfloat16(grouped, taps1 * channels * _LANES)
     grouped = grouped.reshape(heads, channels, channels, taps1).transpose(0, 3, 2, 1)  # (heads, tap, in, out)
     bias = tensors.plain(f"{name}qkv_proj.conv_qk_grouped.bias", heads * channels).reshape(heads, channels)
     padding = (0, -channels % _LANES)
@@ -193,7 +200,7 @@ def attention(tensors: Tensors, layer: int, pool: StatePool) -> library.Attentio
         depthwise=tensors.kept(np.ascontiguousarray(depthwise[:, 0].T)),
         depthwise_bias=tensors.address(f"{name}qkv_proj.conv_qk_depthwise.bias", heads * channels),
         # By sixteens of channels, each of which is then read from its start to its end.
-        grouped=tensors.numbers(np.ascontiguousarray(grouped.transpose(0, 2, 1, 3)), bfloat16=bfloat16),
+        grouped=tensors.numbers(grouped.transpose(0, 2, 1, 3), bfloat16=bfloat16),
         grouped_bias=tensors.kept(np.ascontiguousarray(np.pad(bias, [(0, 0), padding]))),
         temperature=tensors.address(f"{name}qk_norm.temp", config.num_key_value_heads),
         keys=pool.keys[layer].data_ptr(),
@@ -210,7 +217,7 @@ def router(tensors: Tensors, layer: int) -> library.Router:
     depth_scale = f"{name}router_states_scale"
     shapes = (width, config.hidden_size), (width, width), (width, width), (classes, width)
     matrices = [tensors.plain(f"{name}{end}", *shape) for end, shape in zip(_ROUTER, shapes)]
-    bfloat16 = all(is_bfloat16(matrix) for matrix in matrices)
+    bfloat16 = all(is_bfloat16(matrix, matrix.shape[1]) for matrix in matrices)
     return library.Router(
         config.hidden_size, width, classes, bfloat16, config.rms_norm_eps,
         *(tensors.numbers(matrix, bfloat16=bfloat16) for matrix in matrices),

@@ -81,8 +81,10 @@ struct oz_residual {
 #define OZ_FLOAT16 1
 #define OZ_INT8 2
 
-// Compressed convolutional attention of one layer: its shape, weights and state. `bfloat16` says that `grouped` holds
-// bfloat16 in place of float32.
+// Matrices that are called `bfloat16` where they are: two sixteens of numbers are the lower and the upper halves of
+// sixteen words of 32 bits. Else they are float32.
+
+// Compressed convolutional attention of one layer: its shape, weights and state. `bfloat16` is of `grouped`.
 struct oz_attention {
     int32_t query_heads, key_heads, channels, taps0, taps1, rotary, page_tokens, kept, bfloat16;
     int64_t window;                 // how many tokens one sees, itself included; 0 for all
@@ -97,7 +99,7 @@ struct oz_attention {
     float *delayed;                 // (slots, key_heads * channels / 2)
 };
 
-// `bfloat16` says that `down`, `fc1`, `fc2` and `out` hold bfloat16 in place of float32.
+// `bfloat16` is of `down`, `fc1`, `fc2` and `out`.
 struct oz_router {
     int32_t hidden, width, classes, bfloat16;
     float epsilon;

@@ -68,8 +68,18 @@ OZ_INLINE void mix_blocks(const Number *weights, const float *bias, int64_t inpu
     for (int t = 0; t < TOKENS; ++t) {
         for (int i = 0; i < BLOCKS; ++i) sums[t][i] = load_lanes(bias + i * kLanes);
     }
-    for (int64_t k = 0; k < inputs; ++k) {
+    int64_t k = 0;
+    for (; k + 2 <= inputs; k += 2) {
         for (int i = 0; i < BLOCKS; ++i) {
+            const TwoLanes weight = load_two(weights + (i * inputs + k) * kLanes / kNumbersIn<Number>);
+            for (int t = 0; t < TOKENS; ++t) {
+                sums[t][i] += weight.first * mixed[t][k];
+                sums[t][i] += weight.second * mixed[t][k + 1];
+            }
+        }
+    }
+    if constexpr (kNumbersIn<Number> == 1) {
+        for (int i = 0; k < inputs && i < BLOCKS; ++i) {
             const Lanes weight = load_lanes(weights + (i * inputs + k) * kLanes);
             for (int t = 0; t < TOKENS; ++t) sums[t][i] += weight * mixed[t][k];
         }
@@ -81,17 +91,17 @@ template <class Number>
 OZ_INLINE void mix_grouped(const oz_attention &a, const Number *grouped, int head, int tokens,
                            const float (*mixed)[kMostTaps * kMostChannels], float (*out)[kMostChannels]) {
     const int64_t blocks = (a.channels + kLanes - 1) / kLanes, inputs = a.taps1 * a.channels;
-    const Number *weights = grouped + head * blocks * inputs * kLanes;
+    const int64_t block_size = inputs * kLanes / kNumbersIn<Number>;
+    const Number *weights = grouped + head * blocks * block_size;
     const float *bias = a.grouped_bias + head * blocks * kLanes;
     int64_t block = 0;
-    const auto at = [&](int64_t i) { return weights + i * inputs * kLanes; };
     if (tokens == 1) {
         for (; block + 4 <= blocks; block += 4) {
-            mix_blocks<1, 4>(at(block), bias + block * kLanes, inputs, mixed, block * kLanes, out);
+            mix_blocks<1, 4>(weights + block * block_size, bias + block * kLanes, inputs, mixed, block * kLanes, out);
         }
     }
     for (; block < blocks; ++block) {
-        mix_blocks<kConvolvedTokens, 1>(at(block), bias + block * kLanes, inputs, mixed, block * kLanes, out);
+        mix_blocks<kConvolvedTokens, 1>(weights + block * block_size, bias + block * kLanes, inputs, mixed, block * kLanes, out);
     }
 }
 
@@ -280,30 +290,35 @@ OZ_INLINE void gelu(float *x, int64_t count) {
 
 // Rows `first` .. `last` of one of the router's matrices times x.
 OZ_INLINE void router_linear(const oz_router &r, const float *x, const void *matrix, const float *bias, int64_t first,
-                             int64_t last, int64_t columns, float *result) {
+                             int64_t last, int64_t columns, bool in_cache, float *result) {
     if (bias) bias += first;
-    if (r.bfloat16) linear(x, static_cast<const Bfloat16 *>(matrix) + first * columns, bias, last - first, columns, result);
-    else linear(x, static_cast<const float *>(matrix) + first * columns, bias, last - first, columns, result);
+    const int64_t rows = last - first;
+    if (r.bfloat16) {
+        linear(x, static_cast<const Bfloat16 *>(matrix) + first * columns / 2, bias, rows, columns, in_cache, result);
+    } else {
+        linear(x, static_cast<const float *>(matrix) + first * columns, bias, rows, columns, in_cache, result);
+    }
 }
 
-OZ_TARGET void router_state(const oz_router &r, const float *x, int64_t first, int64_t last, float *states) {
+OZ_TARGET void router_state(const oz_router &r, const float *x, int64_t first, int64_t last, bool in_cache,
+                            float *states) {
     float values[kMostRouter];
-    router_linear(r, x, r.down, r.down_bias, first, last, r.hidden, values);
+    router_linear(r, x, r.down, r.down_bias, first, last, r.hidden, in_cache, values);
     for (int64_t i = first; i < last; ++i) {
         states[i] = values[i - first] + (r.depth_scale ? states[i] * r.depth_scale[i] : 0.0f);
     }
 }
 
-OZ_TARGET void choose(const oz_router &r, const float *state, int32_t *chosen, float *weight) {
+OZ_TARGET void choose(const oz_router &r, const float *state, bool in_cache, int32_t *chosen, float *weight) {
     float hidden[kMostRouter], next[kMostRouter], p[kMostClasses];
     const float mean = dot(state, state, r.width) / static_cast<float>(r.width);
     const float inverse = 1.0f / __builtin_sqrtf(mean + r.epsilon);
     for (int64_t i = 0; i < r.width; ++i) hidden[i] = r.norm[i] * (state[i] * inverse);
-    router_linear(r, hidden, r.fc1, r.fc1_bias, 0, r.width, r.width, next);
+    router_linear(r, hidden, r.fc1, r.fc1_bias, 0, r.width, r.width, in_cache, next);
     gelu(next, r.width);
-    router_linear(r, next, r.fc2, r.fc2_bias, 0, r.width, r.width, hidden);
+    router_linear(r, next, r.fc2, r.fc2_bias, 0, r.width, r.width, in_cache, hidden);
     gelu(hidden, r.width);
-    router_linear(r, hidden, r.out, nullptr, 0, r.classes, r.width, p);
+    router_linear(r, hidden, r.out, nullptr, 0, r.classes, r.width, in_cache, p);
     float highest = p[0], sum = 0.0f;
     for (int i = 1; i < r.classes; ++i) highest = p[i] > highest ? p[i] : highest;
     for (int i = 0; i < r.classes; ++i) sum += p[i] = exponential(p[i] - highest);
