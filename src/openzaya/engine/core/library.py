@@ -130,6 +130,13 @@ class Batch(ctypes.Structure):
     )
 
 
+STAGES = (
+    "embedding", "qkv", "convolution", "attention", "output", "residual", "router", "experts up", "experts down",
+    "head",
+)  # fmt: skip
+"""`oz_stage`."""
+
+
 class Step(ctypes.Structure):
     """`oz_step`."""
 
@@ -137,7 +144,7 @@ class Step(ctypes.Structure):
         ("batch", Batch),
         *_pointers("ids"),
         *_sizes("scored"),
-        *_pointers("scored_tokens", "logits", "chosen", "scratch"),
+        *_pointers("scored_tokens", "logits", "chosen", "stage_seconds", "scratch"),
     )
 
 

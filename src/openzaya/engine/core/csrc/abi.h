@@ -139,6 +139,12 @@ struct oz_batch {
     const int32_t *order;           // (tokens): how attention goes through them; those that share pages are neighbours
 };
 
+// The parts of a step, as `stage_seconds` counts them; experts_up is gate and up with SwiGLU.
+enum oz_stage {
+    OZ_EMBEDDING, OZ_QKV, OZ_CONVOLUTION, OZ_ATTENTION, OZ_OUTPUT, OZ_RESIDUAL, OZ_ROUTER, OZ_EXPERTS_UP,
+    OZ_EXPERTS_DOWN, OZ_HEAD, OZ_STAGES
+};
+
 struct oz_step {
     oz_batch batch;
     const int64_t *ids;             // (tokens)
@@ -146,6 +152,7 @@ struct oz_step {
     const int32_t *scored_tokens;   // (scored)
     float *logits;                  // (scored, rows of the head)
     int32_t *chosen;                // (layers, tokens): the class that the router chose, where it is not null
+    double *stage_seconds;          // (OZ_STAGES): the time of each part is added, where it is not null
     void *scratch;                  // oz_step_bytes of memory, 64-byte aligned
 };
 
