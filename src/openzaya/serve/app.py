@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -18,9 +19,12 @@ from openzaya.backends.protocol import BackendError
 from openzaya.mrsa import MrsaError
 from openzaya.serve.chat_reply import ChatReply
 from openzaya.serve.chat_request import ChatRequest
+from openzaya.serve.completions import CompletionReply, CompletionRequest, continue_all, plan_completion
+from openzaya.serve.conversation import converse
 from openzaya.serve.errors import ApiError, refused
-from openzaya.serve.exchange import Exchange
+from openzaya.serve.exchange import Exchange, Reply, Start
 from openzaya.serve.guard import Guard, as_response, read_body
+from openzaya.serve.openapi import document
 from openzaya.serve.service import Service
 from openzaya.serve.streaming import ClientLeft, EventStream, unless_client_leaves
 from openzaya.serve.work import plan_work
@@ -33,11 +37,13 @@ def create_app(service: Service) -> Starlette:
     return Starlette(
         routes=[
             Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
+            Route("/v1/completions", endpoints.complete, methods=["POST"]),
             Route("/v1/models", endpoints.models),
             Route("/v1/models/{name:path}", endpoints.model),
             Route("/health/live", endpoints.live),
             Route("/health/ready", endpoints.ready),
             Route("/metrics", endpoints.metrics),
+            Route("/openapi.json", endpoints.openapi),
         ],
         middleware=[Middleware(Guard, service=service)],
         exception_handlers=dict.fromkeys(handled, _explain),
@@ -61,8 +67,7 @@ class _Endpoints:
 
     async def chat(self, request: Request) -> Response:
         service = self._service
-        key = request.state.key
-        limits = service.limits_of(key)
+        limits = service.limits_of(request.state.key)
         asked = await read_request(request, ChatRequest, limits.body_bytes)
         work = plan_work(
             asked,
@@ -71,9 +76,23 @@ class _Endpoints:
             limits=limits,
             progress=service.config.progress,
         )
-        exchange = Exchange(service, key, work, [message.for_model() for message in asked.messages])
-        reply = ChatReply(asked, work)
-        if not asked.stream:
+        messages = [message.for_model() for message in asked.messages]
+        start = partial(converse, work, messages)
+        return await self._answer(request, start, ChatReply(asked, work), stream=bool(asked.stream))
+
+    async def complete(self, request: Request) -> Response:
+        service = self._service
+        limits = service.limits_of(request.state.key)
+        asked = await read_request(request, CompletionRequest, limits.body_bytes)
+        work = plan_completion(asked, service.menu, context=service.backend.capabilities.context, limits=limits)
+        return await self._answer(
+            request, partial(continue_all, work), CompletionReply(asked, work), stream=bool(asked.stream)
+        )
+
+    async def _answer(self, request: Request, start: Start, reply: Reply, *, stream: bool) -> Response:
+        """The response to an admitted request, whose work ends with it or with its client."""
+        exchange = Exchange(self._service, request.state.key, start)
+        if not stream:
             try:
                 outcome = await unless_client_leaves(request, exchange.outcome())
             finally:
@@ -84,7 +103,8 @@ class _Endpoints:
         except BaseException:
             await exchange.aclose()
             raise
-        return EventStream(exchange.frames(reply), on_close=exchange.aclose, keep_alive=service.config.keep_alive)
+        frames = exchange.frames(reply)
+        return EventStream(frames, on_close=exchange.aclose, keep_alive=self._service.config.keep_alive)
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._model(name) for name in self._service.menu.models()]})
@@ -107,6 +127,9 @@ class _Endpoints:
         if self._service.draining:
             return JSONResponse({"status": "draining"}, status_code=503)
         return JSONResponse({"status": "ready"})
+
+    async def openapi(self, request: Request) -> Response:
+        return JSONResponse(document())
 
     async def metrics(self, request: Request) -> Response:
         return Response(self._service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -76,7 +76,11 @@ async def converse(work: Work, messages: Sequence[Message], backend: SharedBacke
     Raises ApiError, BackendError, ConfigError, PromptError or MrsaError.
     """
     several = [_one_choice(work.of_choice(index), index, messages, backend, tell) for index in range(work.choices)]
-    outcomes = await _all_or_none(several)
+    return together(await all_or_none(several))
+
+
+def together(outcomes: Sequence[Outcome]) -> Outcome:
+    """The outcomes of several choices as one."""
     usage = sum((outcome.usage for outcome in outcomes), Usage())
     choices = tuple(choice for outcome in outcomes for choice in outcome.choices)
     return Outcome(
@@ -84,7 +88,7 @@ async def converse(work: Work, messages: Sequence[Message], backend: SharedBacke
     )
 
 
-async def _all_or_none(several: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+async def all_or_none(several: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """Run all at once; the first failure stops the others before it leaves here."""
     tasks = [asyncio.ensure_future(one) for one in several]
     try:
@@ -135,10 +139,10 @@ async def _reply(
         tool_calls=tuple(reply.tool_calls),
         logprobs=tuple(reply.logprobs) if params.logprobs is not None else None,
     )
-    return Outcome(choices=(choice,), usage=reply.usage or await _counted(reply, backend))
+    return Outcome(choices=(choice,), usage=reply.usage or await counted(reply, backend))
 
 
-async def _counted(reply: Reply, backend: SharedBackend) -> Usage:
+async def counted(reply: Reply, backend: SharedBackend) -> Usage:
     """The cost of a reply whose source counts nothing; its prompt is not known."""
     try:
         counts = [await backend.count(text) for text in (reply.reasoning, reply.content)]

@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import ExitStack
+from typing import Any, Protocol
 
-from openzaya.backends.protocol import Message
-from openzaya.serve.chat_reply import ChatReply
 from openzaya.serve.config import Key
-from openzaya.serve.conversation import Outcome, Started, Update, converse
+from openzaya.serve.conversation import Outcome, Piece, Progress, Started, Tell, Update
 from openzaya.serve.guard import told
 from openzaya.serve.service import Service
 from openzaya.serve.streaming import DONE, event
-from openzaya.serve.work import Work
+from openzaya.serve.turns import SharedBackend
 
 _PATIENCE = 5.0
 """Seconds in which a failure may still become a status: after them a stream begins."""
 
 
+Start = Callable[[SharedBackend, Tell], Coroutine[Any, Any, Outcome]]
+"""The work of a request, given its share of the source and who is told how it goes."""
+
+
+class Reply(Protocol):
+    """How one endpoint puts what came of a request."""
+
+    def document(self, outcome: Outcome) -> dict[str, Any]: ...
+
+    def chunks_of(self, update: Progress | Piece) -> Iterator[dict[str, Any]]: ...
+
+    def last_chunks(self, outcome: Outcome) -> Iterator[dict[str, Any]]: ...
+
+
 class Exchange:
     """The work of one admitted request. Raises ApiError (429, 503) where it is not admitted; close it in any case."""
 
-    def __init__(self, service: Service, key: Key | None, work: Work, messages: Sequence[Message]) -> None:
+    def __init__(self, service: Service, key: Key | None, start: Start) -> None:
         self._service = service
         self._places = ExitStack()
         self._places.enter_context(service.admission(key))
         self._updates: asyncio.Queue[Update | None] = asyncio.Queue()
         self._begun = asyncio.Event()
-        self._task = asyncio.ensure_future(converse(work, messages, service.shared_backend(), self._tell))
+        self._task = asyncio.ensure_future(start(service.shared_backend(), self._tell))
         self._task.add_done_callback(self._ended)
 
     async def outcome(self) -> Outcome:
@@ -47,7 +60,7 @@ class Exchange:
         if self._task.done():
             self._task.result()
 
-    async def frames(self, reply: ChatReply) -> AsyncIterator[bytes]:
+    async def frames(self, reply: Reply) -> AsyncIterator[bytes]:
         """The events of a stream to its end; a failure is one of them."""
         try:
             while (update := await self._updates.get()) is not None:
