@@ -243,6 +243,17 @@ def test_a_wrong_request_is_refused_before_the_first_byte(body: Any, status: int
     assert not server.requests
 
 
+@pytest.mark.parametrize("body", [b"{", b"[1]", b"[" * 99999, b'{"model": "zaya", "messages": "\\ud800"}', b"\xff"])
+def test_a_body_that_is_no_json_object_is_refused(body: bytes) -> None:
+    async def use(client: Any) -> Any:
+        return await client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+
+    with FakeServer(thinker) as server:
+        response = talk(server, use)
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].startswith("the body is")
+
+
 @pytest.mark.parametrize(
     ("failure", "status"), [(Failure(status=500), 502), (Failure(status=401), 502), (Failure(status=400), 400)]
 )

@@ -25,17 +25,14 @@ def complete(server: FakeServer, **body: Any) -> httpx.Response:
     return talk(server, use)
 
 
-def embedded(*bodies: dict[str, Any]) -> list[dict[str, Any]]:
+def embedded(*bodies: dict[str, Any], path: str = "/v1/completions") -> list[dict[str, Any]]:
     async def run() -> list[dict[str, Any]]:
         backend = await EmbeddedBackend.open("tiny", dtype="float32")
         service = Service(make_config({}), backend)
         transport = httpx.ASGITransport(create_app(service))
         try:
             async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-                return [
-                    (await client.post("/v1/completions", json={"model": "zaya1-tiny", **body})).json()
-                    for body in bodies
-                ]
+                return [(await client.post(path, json={"model": "zaya1-tiny", **body})).json() for body in bodies]
         finally:
             await backend.aclose()
 
@@ -61,6 +58,18 @@ def test_the_embedded_engine_continues_text_and_ids_with_logprobs() -> None:
     assert [entry["index"] for entry in listed["choices"]] == [0, 1]
     assert listed["choices"][0]["text"] == choice["text"]
     assert echoed["choices"][0]["text"] == PROMPT + choice["text"]
+
+
+def test_the_embedded_engine_refuses_a_constraint_before_any_rollout() -> None:
+    question = {"messages": [{"role": "user", "content": PROMPT}]}
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    form, choice = embedded(
+        {**question, "response_format": {"type": "json_object"}},
+        {**question, "tools": tools, "tool_choice": "required"},
+        path="/v1/chat/completions",
+    )
+    assert form["error"]["param"] == "response_format"
+    assert choice["error"]["param"] == "tool_choice"
 
 
 def test_a_prompt_is_sent_as_it_is_and_streams() -> None:

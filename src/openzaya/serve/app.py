@@ -69,13 +69,8 @@ class _Endpoints:
         service = self._service
         limits = service.limits_of(request.state.key)
         asked = await read_request(request, ChatRequest, limits.body_bytes)
-        work = plan_work(
-            asked,
-            service.menu,
-            context=service.backend.capabilities.context,
-            limits=limits,
-            progress=service.config.progress,
-        )
+        capabilities = service.backend.capabilities
+        work = plan_work(asked, service.menu, capabilities, limits, progress=service.config.progress)
         messages = [message.for_model() for message in asked.messages]
         start = partial(converse, work, messages)
         return await self._answer(request, start, ChatReply(asked, work), stream=bool(asked.stream))
@@ -143,7 +138,9 @@ async def read_request(request: Request, kind: type[Body], most_bytes: int) -> B
     content = await read_body(request, most_bytes)
     try:
         values = json.loads(content)
-    except ValueError as error:
+        if b"\\ud" in content.lower():
+            json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
         raise refused(f"the body is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise refused(f"the body is a JSON {type(values).__name__}; send an object")

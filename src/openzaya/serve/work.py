@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from openzaya.backends.protocol import ChatParams
+from openzaya.backends.protocol import Capabilities, ChatParams
 from openzaya.mrsa import FinalRequest, MrsaConfig, make_config
 from openzaya.mrsa.draws import derive_seed
 from openzaya.serve.chat_request import ChatRequest, RsaFields
@@ -52,8 +52,11 @@ class Work:
         return self.choices * min(most, self.config.max_total_tokens or most)
 
 
-def plan_work(request: ChatRequest, menu: Menu, *, context: int | None, limits: Limits, progress: bool = True) -> Work:
+def plan_work(
+    request: ChatRequest, menu: Menu, capabilities: Capabilities, limits: Limits, *, progress: bool = True
+) -> Work:
     """What this request asks for; raises ApiError or ConfigError where it cannot be had or costs more than allowed."""
+    _refuse_constraints(request, capabilities)
     recipe = _recipe(request, menu)
     progress = bool(recipe.pop("progress", progress))
     chosen = frozenset(recipe)
@@ -72,7 +75,7 @@ def plan_work(request: ChatRequest, menu: Menu, *, context: int | None, limits: 
         direct=work.direct and replace(work.direct, seed=seed),
         progress=progress,
     )
-    _check_cost(work, context, limits)
+    _check_cost(work, capabilities.context, limits)
     return work
 
 
@@ -202,6 +205,24 @@ def _top_k(given: int | None, default: int) -> int:
 
 def _changed(config: MrsaConfig, **settings: Any) -> MrsaConfig:
     return make_config({**config.model_dump(), **settings})
+
+
+def _refuse_constraints(request: ChatRequest, capabilities: Capabilities) -> None:
+    """The embedded engine would refuse these at the final call, after all the rounds."""
+    if not capabilities.local:
+        return
+    kind = (request.response_format or {}).get("type", "text")
+    if kind != "text":
+        raise refused(
+            f"response_format is {kind!r}, and the model in this process cannot be constrained; ask for it in the "
+            "prompt, or use a server with --backend",
+            param="response_format",
+        )
+    if request.tools and request.tool_choice not in (None, "auto", "none"):
+        raise refused(
+            f"tool_choice is {request.tool_choice!r}; the model in this process knows 'auto' and 'none'",
+            param="tool_choice",
+        )
 
 
 def _refuse_logprobs(request: ChatRequest) -> None:
