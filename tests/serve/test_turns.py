@@ -67,3 +67,27 @@ def test_places_of_cancelled_waiters_and_holders_come_back() -> None:
         return before, share.held
 
     assert asyncio.run(use()) == (3, 0)
+
+
+def test_a_final_call_goes_before_a_request_that_holds_less() -> None:
+    order: list[str] = []
+
+    async def rollout(turns: Turns, share: Share, name: str) -> None:
+        async with turns.turn(share):
+            order.append(name)
+            await asyncio.sleep(0)
+
+    async def use() -> None:
+        turns = Turns(2)
+        late, early = Share(), Share()
+        async with turns.turn(late):
+            async with turns.turn(late):
+                tasks = [asyncio.create_task(rollout(turns, early, "early"))]
+                await asyncio.sleep(0)
+                late.urgent = True
+                tasks.append(asyncio.create_task(rollout(turns, late, "final")))
+                await asyncio.sleep(0)
+            await asyncio.gather(*tasks)
+
+    asyncio.run(use())
+    assert order == ["final", "early"]
