@@ -31,7 +31,7 @@ class Turns:
     def __init__(self, at_once: int) -> None:
         self._free = at_once
         self._given = 0
-        self._shares: set[Share] = set()
+        self._shares: dict[Share, None] = {}  # in the order in which they came: that settles ties
 
     @property
     def waiting(self) -> int:
@@ -50,7 +50,7 @@ class Turns:
     async def _acquire(self, share: Share) -> None:
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         share.waiting.append(place)
-        self._shares.add(share)
+        self._shares[share] = None
         self._hand_out()
         try:
             await place
@@ -82,7 +82,7 @@ class Turns:
 
     def _forget(self, share: Share) -> None:
         if not share.waiting:
-            self._shares.discard(share)
+            self._shares.pop(share, None)
 
 
 class SharedBackend:
