@@ -23,7 +23,7 @@ KVType = Literal["auto", "float32", "float16", "int8"]
 KV_DTYPES: dict[str, torch.dtype] = {
     "auto": torch.float16, "float32": torch.float32, "float16": torch.float16, "int8": torch.int8,
 }  # fmt: skip
-"""Of the core. Float16 changes scores less than weights of 8 bits do (`benchmarks/quantised.py`), in half the memory."""
+"""Of the core. Float16 changes scores less than weights of 8 bits do (`benchmarks/quantised.py`), in half the bytes."""
 
 _log = logging.getLogger(__name__)
 
