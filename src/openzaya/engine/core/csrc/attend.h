@@ -12,6 +12,12 @@ OZ_INNER Lanes widened(const Kept *at, int64_t count) {
     return all_widened(there);
 }
 
+// Has the line of a sixteen that is number `i` in a row brought to the second cache, unless the one before has.
+template <class Kept>
+OZ_INNER void ask_for(const Kept *at, int i) {
+    if (i * kLanes * sizeof(Kept) % 64 == 0) __builtin_prefetch(at, 0, 2);
+}
+
 // Scores of HEADS queries (channels) at BLOCKS sixteens of places from `first` on: (HEADS, kMostPage). What is `ahead`
 // is asked for from memory meanwhile, as far as the keys of these places reach.
 template <int HEADS, int BLOCKS, class Kept>
@@ -24,7 +30,7 @@ OZ_INNER void score(const oz_attention &a, const float *queries, const Kept *key
     for (int64_t c = 0; c < a.channels; ++c) {
         for (int i = 0; i < BLOCKS; ++i) {
             const int64_t at = c * a.page_tokens + first + i * kLanes;
-            __builtin_prefetch(ahead + at, 0, 2);
+            ask_for<Kept>(ahead + at, i);
             const Lanes key = widened(keys + at, kLanes);
             for (int h = 0; h < HEADS; ++h) sums[h][i] += key * queries[h * a.channels + c];
         }
@@ -47,8 +53,10 @@ OZ_INNER float weigh(const oz_attention &a, int low, int high, float *scores, fl
             tops[i] = (block + i >= low) & (block + i < high) & (score > tops[i]) ? score : tops[i];
         }
     }
-    float highest = before;
-    for (const float top : tops) highest = top > highest ? top : highest;
+    for (int half = kLanes / 2; half; half /= 2) {
+        for (int i = 0; i < half; ++i) tops[i] = tops[i + half] > tops[i] ? tops[i + half] : tops[i];
+    }
+    const float highest = tops[0];
     for (int block = first; block < high; block += kLanes) {
         for (int i = 0; i < kLanes; ++i) {
             const float weight = exponential(scores[block + i] - highest);
@@ -78,7 +86,7 @@ OZ_INNER void mix(const oz_attention &a, const Kept *values, const Kept *ahead, 
     for (int place = low; place < high; ++place) {
         for (int i = 0; i < blocks; ++i) {
             const int64_t at = place * stride + first + i * kLanes;
-            __builtin_prefetch(ahead + at, 0, 2);
+            ask_for<Kept>(ahead + at, i);
             const Lanes value = widened(values + at, count);
             for (int h = 0; h < HEADS; ++h) mixed[h][i] += value * weights[h][place];
         }
