@@ -112,7 +112,7 @@ OZ_INLINE float sum_of(const Lanes &v) {
 }
 
 // Bytes. Rows of a matrix are about a page, where the hardware's own prefetch starts anew.
-constexpr int kVectorsAhead = 2048;
+constexpr int kVectorsAhead = 4096;
 
 // Dot products of x with COUNT vectors, `stride` numbers apart. Those of bfloat16 are pairs of sixteens throughout.
 template <int COUNT, class Number>
@@ -124,7 +124,7 @@ OZ_INLINE void dots(const float *x, const Number *vectors, int64_t stride, int64
         const TwoLanes lanes = load_two(x + k);
         for (int i = 0; i < COUNT; ++i) {
             const Number *at = vectors + (i * stride + k) / kNumbersIn<Number>;
-            if (COUNT == 1) __builtin_prefetch(reinterpret_cast<const char *>(at) + kVectorsAhead);
+            if (COUNT == 1) __builtin_prefetch(reinterpret_cast<const char *>(at) + kVectorsAhead, 0, 2);
             const TwoLanes numbers = load_two(at);
             sums[i] += numbers.first * lanes.first;
             sums[i] += numbers.second * lanes.second;

@@ -192,8 +192,9 @@ int64_t oz_running(const oz_attention *attention, int64_t tokens, int64_t pages)
 void oz_route(oz_core *core, const oz_router *router, int64_t tokens, const float *x, float *states, int32_t *chosen,
               float *weights) {
     const oz_router &r = *router;
-    const int64_t row_parts = parts(r.width, kRouterRows);
-    const auto state = [&](int64_t chunk) {
+    const int64_t row_parts = parts(r.width, kRouterRows), chunks = row_parts * parts(tokens, kRouterTokens);
+    const auto state = [&](int64_t index) {
+        const int64_t chunk = in_stretches(core, index, chunks);
         const int64_t row = chunk % row_parts * kRouterRows, token = chunk / row_parts * kRouterTokens;
         const int64_t end = std::min<int64_t>(row + kRouterRows, r.width);
         for (int64_t t = token; t < std::min(token + kRouterTokens, tokens); ++t) {
@@ -203,5 +204,5 @@ void oz_route(oz_core *core, const oz_router *router, int64_t tokens, const floa
     const auto choose = [&](int64_t t) {
         kernels(core).choose(r, states + t * r.width, t > 0, chosen + t, weights + t);
     };
-    share(core, row_parts * parts(tokens, kRouterTokens), state, tokens, choose);
+    share(core, chunks, state, tokens, choose);
 }
