@@ -140,6 +140,30 @@ OZ_INLINE void dots(const float *x, const Number *vectors, int64_t stride, int64
     for (int i = 0; i < COUNT; ++i) results[i] = sum_of(sums[i]);
 }
 
+// The same for TOKENS vectors x, `stride` numbers apart too: results (tokens, `apart`). Nothing is read ahead.
+template <int TOKENS, int COUNT, class Number>
+OZ_INLINE void dots_of_many(const float *x, const Number *vectors, int64_t stride, int64_t length, float *results,
+                            int64_t apart) {
+    Lanes sums[TOKENS][COUNT];
+    for (int t = 0; t < TOKENS; ++t) {
+        for (int i = 0; i < COUNT; ++i) sums[t][i] = zeros();
+    }
+    for (int64_t k = 0; k < length; k += 2 * kLanes) {
+        TwoLanes lanes[TOKENS];
+        for (int t = 0; t < TOKENS; ++t) lanes[t] = load_two(x + t * stride + k);
+        for (int i = 0; i < COUNT; ++i) {
+            const TwoLanes numbers = load_two(vectors + (i * stride + k) / kNumbersIn<Number>);
+            for (int t = 0; t < TOKENS; ++t) {
+                sums[t][i] += numbers.first * lanes[t].first;
+                sums[t][i] += numbers.second * lanes[t].second;
+            }
+        }
+    }
+    for (int t = 0; t < TOKENS; ++t) {
+        for (int i = 0; i < COUNT; ++i) results[t * apart + i] = sum_of(sums[t][i]);
+    }
+}
+
 OZ_INLINE float dot(const float *x, const float *y, int64_t length) {
     float result;
     dots<1>(x, y, 0, length, &result);

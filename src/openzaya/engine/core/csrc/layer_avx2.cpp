@@ -10,7 +10,7 @@ namespace oz {
 
 namespace {
 
-constexpr int kScored = 1, kMixed = 1;
+constexpr int kScored = 1, kMixed = 1, kRouted = 2, kRoutedRows = 2;
 
 OZ_INNER Lanes all_widened(const uint16_t *halves) {
     Lanes lanes;

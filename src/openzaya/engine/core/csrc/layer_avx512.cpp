@@ -10,7 +10,7 @@ namespace oz {
 
 namespace {
 
-constexpr int kScored = 2, kMixed = 4;
+constexpr int kScored = 2, kMixed = 4, kRouted = 4, kRoutedRows = 4;
 
 OZ_INNER Lanes all_widened(const uint16_t *halves) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(halves)))};

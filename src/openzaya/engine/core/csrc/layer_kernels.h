@@ -1,6 +1,6 @@
 // The kernels of layer.h in plain C++, to be included by a file for each kind of register, which defines OZ_TARGET, names
-// the table OZ_LAYER, says how halves are widened, and how many sixteens of places (kScored) and of channels (kMixed) its
-// registers hold for four query heads.
+// the table OZ_LAYER, says how halves are widened, and how much its registers hold: sixteens of places (kScored) and of
+// channels (kMixed) for four query heads, tokens (kRouted) times rows (kRoutedRows) of the router.
 #pragma once
 
 #include <cmath>
@@ -254,12 +254,38 @@ OZ_INLINE void router_linear(const oz_router &r, const float *x, const void *mat
     }
 }
 
-OZ_TARGET void router_state(const oz_router &r, const float *x, int64_t first, int64_t last, bool in_cache,
-                            float *states) {
-    float values[kMostRouter];
-    router_linear(r, x, r.down, r.down_bias, first, last, r.hidden, in_cache, values);
-    for (int64_t i = first; i < last; ++i) {
-        states[i] = values[i - first] + (r.depth_scale ? states[i] * r.depth_scale[i] : 0.0f);
+// Values of kRouted tokens, each weight that is read and widened for all of them: (tokens, kMostRouter).
+template <class Number>
+OZ_INNER void router_rows(const oz_router &r, const float *x, const Number *matrix, int64_t first, int64_t last,
+                          float (*values)[kMostRouter]) {
+    matrix += first * r.hidden / kNumbersIn<Number>;
+    for (int64_t n = first; n + kRoutedRows <= last; n += kRoutedRows) {
+        dots_of_many<kRouted, kRoutedRows>(x, matrix, r.hidden, r.hidden, values[0] + n, kMostRouter);
+        matrix += kRoutedRows * r.hidden / kNumbersIn<Number>;
+    }
+    for (int t = 0; r.down_bias && t < kRouted; ++t) {
+        for (int64_t n = first; n < last; ++n) values[t][n] += r.down_bias[n];
+    }
+}
+
+OZ_INNER void move_state_on(const oz_router &r, const float *values, int64_t first, int64_t last, float *states) {
+    for (int64_t i = first; i < last; ++i) states[i] = values[i] + (r.depth_scale ? states[i] * r.depth_scale[i] : 0.0f);
+}
+
+OZ_TARGET void router_states(const oz_router &r, const float *x, int64_t tokens, int64_t first, int64_t last,
+                             float *states) {
+    float values[kRouted][kMostRouter];
+    int64_t t = 0;
+    // Bits do not depend on how many tokens go together: each sum is over the same lanes in the same order.
+    const bool whole = (last - first) % kRoutedRows == 0 && r.hidden % (2 * kLanes) == 0;
+    for (; whole && t + kRouted <= tokens; t += kRouted) {
+        if (r.bfloat16) router_rows(r, x + t * r.hidden, static_cast<const Bfloat16 *>(r.down), first, last, values);
+        else router_rows(r, x + t * r.hidden, static_cast<const float *>(r.down), first, last, values);
+        for (int i = 0; i < kRouted; ++i) move_state_on(r, values[i], first, last, states + (t + i) * r.width);
+    }
+    for (; t < tokens; ++t) {
+        router_linear(r, x + t * r.hidden, r.down, r.down_bias, first, last, r.hidden, t > 0, values[0] + first);
+        move_state_on(r, values[0], first, last, states + t * r.width);
     }
 }
 
@@ -287,6 +313,6 @@ OZ_TARGET void choose(const oz_router &r, const float *state, bool in_cache, int
 
 }  // namespace
 
-const LayerKernels OZ_LAYER = {merge, convolve, attend, join, router_state, choose};
+const LayerKernels OZ_LAYER = {merge, convolve, attend, join, router_states, choose};
 
 }  // namespace oz
