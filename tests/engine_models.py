@@ -33,6 +33,7 @@ SHAPES = {
     "sliding": SMALL.with_(layer_types=("hybrid_sliding", "hybrid"), sliding_window=37),
     "kernels of three and one": SMALL.with_(cca_time0=3, cca_time1=1),
     "no convolution history": SMALL.with_(cca_time0=1, cca_time1=1),
+    "wide heads": SMALL.with_(head_dim=72, num_attention_heads=2, num_key_value_heads=1),
     "one key head": SMALL.with_(num_key_value_heads=1, num_attention_heads=3, num_hidden_layers=3),
 }
 

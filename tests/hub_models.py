@@ -32,14 +32,19 @@ def write_checkpoint(folder: Path, layout: Layout = "native", shard_bytes: int =
 class Follower:
     """A journey that remembers."""
 
-    def __init__(self, at_progress: Callable[[Progress], None] | None = None) -> None:
+    def __init__(
+        self,
+        at_progress: Callable[[Progress], None] | None = None,
+        at_begin: Callable[[Plan], None] = lambda _plan: None,
+    ) -> None:
         self.plans: list[Plan] = []
         self.steps: list[Progress] = []
         self.told: list[str] = []
-        self._at_progress = at_progress
+        self._at_progress, self._at_begin = at_progress, at_begin
 
     def begin(self, plan: Plan) -> None:
         self.plans.append(plan)
+        self._at_begin(plan)
 
     def progress(self, progress: Progress) -> None:
         self.steps.append(progress)

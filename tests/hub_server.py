@@ -101,6 +101,8 @@ class HubServer:
         self.stall_after: int | None = None
         """Bytes of a shard after which nothing more comes."""
         self.ranges = True
+        self.most_bytes: int | None = None
+        """Of a shard in one response, which ends properly all the same."""
         """Whether parts of files are served; else always the whole."""
         self.status: int | None = None
         """In place of every answer."""
@@ -208,7 +210,7 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 self._refuse(416, "RangeNotSatisfiable")
                 return
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
-            self._send(206, data[start:end], headers, asked)
+            self._send(206, data[start:end][: hub.most_bytes], headers, asked)
 
         def _refuse(self, status: int, code: str) -> None:
             self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code})

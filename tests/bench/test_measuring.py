@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ import torch
 from bench_shapes import SMALL
 from openzaya.bench import decode, rollouts, subject
 from openzaya.bench.record import machine, record, save
-from openzaya.bench.subject import experts_read, open_subject, routed
+from openzaya.bench.subject import experts_read, open_subject, routed, timed_stages
 from openzaya.bench.synthetic import random_container, random_model
+from openzaya.engine.core.library import STAGES
 from openzaya.engine.core.products import CoreUnavailable, supported_variants
 from openzaya.engine.executor import PromptChunk, StepBatch
 from openzaya.model.checkpoint import load_model
@@ -56,6 +58,7 @@ def test_figures_of_decoding_follow_from_one_another(folder):
     share = one["share_of_bandwidth"]["median"] * report["probe"]["gigabytes_a_second"]["median"] * 1e9
     assert share == pytest.approx(read, rel=0.9), "the same but for the spread of the probe"
     assert all(row["competing"]["ratio_to_quiet"]["median"] > 0 for row in report["decode"])
+    assert all(list(row["milliseconds_by_stage"]) == list(STAGES) for row in report["decode"])
     assert report["prefill"]["tokens_a_second"]["median"] > 0
     assert told[0][1] == told[-1][0] == 2 * (4 + 3 + 1 + 3)
     json.dumps(report)
@@ -68,6 +71,22 @@ def test_the_torch_executor_is_measured_by_the_same_cases():
         assert measured.facts["executor"] == "torch"
     assert report["decode"][1]["experts_a_step"]["read"] > 3
     assert report["decode"][0]["bytes_a_step"]["attention"] == 3 * 64 * 4 * (64 + 2 * 32 + 64)
+
+
+def test_the_time_of_each_part_of_a_step_adds_up_to_no_more_than_the_step(folder):
+    with open_subject(folder, threads=1) as measured:
+        pool = measured.pool(128, 1)
+        slot = pool.open()
+        assert pool.reserve(slot, 100)
+        executor = measured.executor(pool)
+        with timed_stages(executor) as spent:
+            began = time.perf_counter()
+            for _ in range(3):
+                executor.step(StepBatch(chunks=[PromptChunk(slot, list(range(30)), True)]))
+            took = time.perf_counter() - began
+        assert executor.stage_seconds is None
+    assert all(seconds > 0 for seconds in spent.values())
+    assert sum(spent.values()) < took
 
 
 def test_a_context_beyond_the_model_is_refused_by_name(folder):

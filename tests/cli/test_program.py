@@ -13,7 +13,7 @@ from openzaya.cli import exits
 
 Program = Callable[..., Result]
 
-VERBS = ["solve", "chat", "eval", "train", "convert", "quantize", "info"]
+VERBS = ["solve", "serve", "chat", "eval", "train", "convert", "quantize", "info"]
 
 LIGHT = """
 import sys
@@ -43,7 +43,7 @@ def test_neither_help_nor_a_server_needs_torch() -> None:
 def test_every_verb_of_this_release_is_there_and_no_other(openzaya_program: Program) -> None:
     listed = openzaya_program("--help").stdout
     assert all(f" {verb} " in listed for verb in VERBS)
-    assert openzaya_program("serve").exit_code == 2
+    assert openzaya_program("rl").exit_code == 2
 
 
 def test_the_version_is_printed(openzaya_program: Program) -> None:

@@ -232,6 +232,39 @@ def test_the_router_agrees_with_the_model_layer_after_layer(cores, model):
             np.testing.assert_allclose(states_TW, previous, rtol=1e-5, atol=1e-5)
 
 
+def test_numbers_of_sixteen_bits_stay_in_sixteen_and_give_the_bits_of_float32(cores, model, monkeypatch):
+    config = model.config.with_(router_hidden_size=64)  # whole pairs of sixteens, which every shape has but that
+    short = small_model(config).bfloat16().float()
+    generator, hidden = torch.Generator().manual_seed(6), model.config.hidden_size
+    inputs, tensors = [torch.randn(7, hidden, generator=generator) for _ in range(2)], tensors_of(short)
+
+    def results(core):
+        layer = OneLayer(core, short, inputs)
+        router, slots = plan.router(tensors, 1), [layer.open(), layer.open()]
+        outputs = [*layer.run(slots, [0, 1], [5, 1]), *layer.run(slots[1:], [1], [6])]
+        states, chosen = np.zeros((7, config.router_hidden_size), np.float32), np.empty(7, np.int32)
+        weights = np.empty(7, np.float32)
+        core.call("oz_route", router, 7, *map(address, (inputs[0].numpy(), states, chosen, weights)))
+        return (layer.attention.bfloat16, router.bfloat16), [*outputs, states, chosen, weights]
+
+    kept, narrow = zip(*(results(core) for core in cores))
+    monkeypatch.setattr(plan, "is_bfloat16", lambda array, row: False)
+    restored, wide = results(cores[0])
+    assert set(kept) == {(1, 1)}
+    assert restored == (0, 0)
+    for each in narrow:
+        for one, other in zip(each, wide):
+            np.testing.assert_array_equal(bits(one), bits(other))
+
+
+def test_a_number_of_more_than_sixteen_bits_keeps_all_of_them():
+    array = np.ones(64, dtype=np.float32)
+    assert plan.is_bfloat16(array, 32)
+    assert not plan.is_bfloat16(array, 16)
+    array[3] = np.nextafter(np.float32(1), np.float32(2))
+    assert not plan.is_bfloat16(array, 32)
+
+
 def test_the_residual_stream_agrees_with_the_model(cores):
     model = small_model()
     block, random = model.model.layers[0], np.random.default_rng(5)

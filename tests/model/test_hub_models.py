@@ -254,8 +254,8 @@ def test_a_torn_record_and_a_torn_download_do_no_harm(hub, quantised):
 
 def test_a_cut_connection_is_taken_up_where_it_broke(hub, quantised, monkeypatch):
     monkeypatch.setattr(transfer, "_pause", lambda _lost: 0.0)
-    hub.cut_after = 100_000
-    assert same_weights(quantised_model(NAME, journey=Follower()), quantised)
+    follower = Follower(at_begin=lambda _plan: setattr(hub, "cut_after", 100_000))
+    assert same_weights(quantised_model(NAME, journey=follower), quantised)
     assert hub.cut_after is None, "it broke"
     starts = [int(asked.range[6:].partition("-")[0]) for asked in hub.asked if asked.file in shards(hub)]
     assert any(start > 0 for start in starts)
@@ -264,10 +264,20 @@ def test_a_cut_connection_is_taken_up_where_it_broke(hub, quantised, monkeypatch
 def test_a_server_without_ranges_serves_too_and_a_cut_file_begins_anew(hub, quantised, monkeypatch):
     monkeypatch.setattr(transfer, "_pause", lambda _lost: 0.0)
     hub.ranges = False
-    hub.cut_after = 300_000
-    follower = Follower()
+    follower = Follower(at_begin=lambda _plan: setattr(hub, "cut_after", 300_000))
     assert same_weights(quantised_model(NAME, journey=follower), quantised)
+    assert hub.cut_after is None, "it broke"
     assert follower.steps[-1].downloaded == follower.steps[-1].to_download
+
+
+def test_responses_shorter_than_asked_for_are_gone_on_from_and_empty_ones_end_it(hub, quantised, monkeypatch):
+    monkeypatch.setattr(transfer, "_pause", lambda _lost: 0.0)
+    empty = Follower(at_begin=lambda _plan: setattr(hub, "most_bytes", 0))
+    with pytest.raises(ValueError, match="the server ended it early"):
+        quantised_model(NAME, journey=empty)
+    short = Follower(at_begin=lambda _plan: setattr(hub, "most_bytes", 150_000))
+    hub.most_bytes = None
+    assert same_weights(quantised_model(NAME, journey=short), quantised)
 
 
 def test_a_connection_that_stays_lost_ends_with_how_far_it_came(hub, monkeypatch):

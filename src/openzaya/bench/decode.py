@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from openzaya.bench.figures import Figure, OnProgress, busy_processes, in_rounds, ratio, seconds_of
-from openzaya.bench.subject import Subject, experts_read, routed
+from openzaya.bench.subject import Subject, experts_read, routed, timed_stages
 from openzaya.bench.traffic import expected_experts, step_traffic
 from openzaya.engine.executor import Executor, PromptChunk, StepBatch
 from openzaya.engine.params import SamplingParams
@@ -139,6 +139,8 @@ def _row(
         "share_of_bandwidth": ratio(read, [(before + after) / 2 for before, after in probes]).as_json(),
         "ratio_to_one_row": _to_one_row(rates, found, settings),
     }
+    if bench.stages[case]:
+        row["milliseconds_by_stage"] = {name: round(1e3 * spent, 3) for name, spent in bench.stages[case].items()}
     if settings.competing:
         beside = ratio(found[f"{case.name}, competing"], rates)
         row["competing"] = {"processes": settings.competing, "ratio_to_quiet": beside.as_json()}
@@ -174,6 +176,8 @@ class Bench:
             )
             self._slots[case] = np.array(slots[first : first + case.rows], dtype=np.int64)
         self.experts: dict[Case, float] = {}
+        self.stages: dict[Case, dict[str, float]] = {}
+        """Seconds of each part of a step, where the executor tells them."""
         self._steps: dict[Case, int] = {}
         for case in cases:
             self._prepare(case, subject)
@@ -214,6 +218,9 @@ class Bench:
         with routed(self._executor) as chosen:
             self._decode(case, self._steps[case])
         self.experts[case] = experts_read(chosen, subject.config.num_experts)
+        with timed_stages(self._executor) as spent:
+            self._decode(case, self._steps[case])
+        self.stages[case] = {name: seconds / self._steps[case] for name, seconds in spent.items()}
 
     def _decode(self, case: Case, steps: int) -> None:
         slots = self._slots[case]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from openzaya.bench.traffic import step_traffic, weights_of
+from openzaya.bench.traffic import small_in_core, step_traffic, weights_of
 from openzaya.model.config import ZayaConfig
 from openzaya.model.info import ITEM_BYTES, model_info, sequence_bytes
 from openzaya.model.quantised.matrices import check_shapes, container_bytes
@@ -65,7 +65,7 @@ def _outlook(config: ZayaConfig, scheme: Scheme | None, available: int | None, b
         disk = container_bytes(config, scheme, ITEM_BYTES.get(config.dtype, 2))
     compiled = core and scheme is not None
     # The core keeps the small tensors, and keys and values, in float32.
-    weights = weights_of(config, scheme, 2, small_item=4) if compiled else weights_of(config, None, 2)
+    weights = weights_of(config, scheme, 2, small=small_in_core(config)) if compiled else weights_of(config, None, 2)
     state = "float32" if compiled else "bfloat16"
     length = min(SEQUENCE, config.max_position_embeddings)
     memory, sequence = weights.total(config), sequence_bytes(config, length, state)

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from openzaya.bench.figures import seconds_of
-from openzaya.bench.traffic import Weights, weights_of
+from openzaya.bench.traffic import Weights, small_in_core, weights_of
 from openzaya.engine.core.executor import CompiledExecutor
+from openzaya.engine.core.library import STAGES
 from openzaya.engine.core.products import Core, CoreUnavailable, supported_variants
 from openzaya.engine.executor import Executor, TorchExecutor
 from openzaya.engine.served import KV_DTYPES, Served, ServedContainer, ServedModel
@@ -102,7 +103,7 @@ def _compiled(served: ServedContainer) -> Subject:
     return Subject(
         served.config,
         served,
-        weights_of(served.config, served.scheme, 2, small_item=4),
+        weights_of(served.config, served.scheme, 2, small=small_in_core(served.config)),
         lambda: core.read_bandwidth(buffer),
         {
             "executor": "compiled core",
@@ -144,6 +145,24 @@ def _torch_probe(device: torch.device, size: int) -> tuple[Callable[[], float], 
         return size / seconds_of(lambda: float(numbers.sum()))
 
     return summed, f"torch's sum of {size >> 20} MiB"
+
+
+# ---- where the time went ----
+
+
+@contextmanager
+def timed_stages(executor: Executor) -> Iterator[dict[str, float]]:
+    """Seconds by part of the steps in the block, once it has ended; nothing for an executor that does not tell."""
+    spent: dict[str, float] = {}
+    if not isinstance(executor, CompiledExecutor):
+        yield spent
+        return
+    executor.stage_seconds = np.zeros(len(STAGES))
+    try:
+        yield spent
+        spent.update(zip(STAGES, executor.stage_seconds.tolist()))
+    finally:
+        executor.stage_seconds = None
 
 
 # ---- which experts were read ----

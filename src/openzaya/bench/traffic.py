@@ -14,6 +14,12 @@ from openzaya.model.config import ZayaConfig
 from openzaya.model.quantised.matrices import Matrix, matrices, plain_tensors
 from openzaya.model.quantised.scheme import Scheme
 
+_BFLOAT16_IN_CORE = (
+    "conv_qk_grouped.weight", "gate.down_proj.weight", "router_mlp.fc1.weight", "router_mlp.fc2.weight",
+    "router_mlp.out_proj.weight",
+)  # fmt: skip
+"""What the core keeps as bfloat16 where the checkpoint has it so; everything else that is small is float32."""
+
 
 @dataclass(frozen=True, slots=True)
 class Weights:
@@ -50,11 +56,11 @@ class Traffic:
         return sum(asdict(self).values())
 
 
-def weights_of(config: ZayaConfig, scheme: Scheme | None, item: int, small_item: int | None = None) -> Weights:
+def weights_of(config: ZayaConfig, scheme: Scheme | None, item: int, small: int | None = None) -> Weights:
     """Bytes of the weights in `scheme`, or as plain numbers of `item` bytes where it is None.
 
-    What no scheme quantises has `small_item` bytes a number (None: `item`). Raises ValueError where the scheme cannot
-    hold the shape.
+    What no scheme quantises takes `small` bytes in all (None: `item` a number). Raises ValueError where the scheme
+    cannot hold the shape.
     """
 
     def size(matrix: Matrix) -> int:
@@ -67,13 +73,23 @@ def weights_of(config: ZayaConfig, scheme: Scheme | None, item: int, small_item:
         return sum(size(matrix) for matrix in matrices(config) if matrix.name.endswith(ends))
 
     embedding, head = of("embed_tokens.weight"), of("lm_head.weight")
-    small = sum(tensor.elements * (4 if tensor.float32 else small_item or item) for tensor in plain_tensors(config))
+    if small is None:
+        small = sum(tensor.elements * (4 if tensor.float32 else item) for tensor in plain_tensors(config))
     return Weights(
         attention=of("qkv_proj.weight", "o_proj.weight"),
         expert=of("gate_up_proj", "mlp.experts.down_proj") // (config.num_experts * config.num_hidden_layers),
         head=head or embedding,
         small=small,
         embedding=embedding if head else 0,
+    )
+
+
+def small_in_core(config: ZayaConfig) -> int:
+    """Bytes in which the core keeps what is not quantised."""
+    halves = _BFLOAT16_IN_CORE if config.dtype == "bfloat16" else ()
+    return sum(
+        tensor.elements * (2 if tensor.native.endswith(halves) and not tensor.float32 else 4)
+        for tensor in plain_tensors(config)
     )
 
 

@@ -301,6 +301,11 @@ def _show_decode(report: dict[str, Any]) -> None:
         ]  # fmt: skip
         table.add_row(*cells, *([spread(row["competing"]["ratio_to_quiet"])] if competing else []))
     console.print(table)
+    for row in report["decode"]:
+        if stages := row.get("milliseconds_by_stage"):
+            whole = sum(stages.values())
+            parts = ", ".join(f"{name} {spent / whole:.0%}" for name, spent in stages.items() if spent > 0.02 * whole)
+            console.print(f"{row['rows']} at {row['context']:,}: {whole:.1f} ms in the core, {parts}", soft_wrap=True)
     prefill = report["prefill"]
     console.print(
         f"a prompt of {prefill['tokens']:,} tokens: {spread(prefill['tokens_a_second'])} tokens/s, "

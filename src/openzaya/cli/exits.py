@@ -72,7 +72,14 @@ def _is_backend_failure(error: BaseException) -> bool:
 
 
 def _missing(module: str) -> str:
-    extra = {"torch": "local", "safetensors": "local", "math_verify": "eval"}.get(module.partition(".")[0])
+    extra = {
+        "torch": "local",
+        "safetensors": "local",
+        "math_verify": "eval",
+        "starlette": "serve",
+        "uvicorn": "serve",
+        "prometheus_client": "serve",
+    }.get(module.partition(".")[0])
     if extra is None:
         return f"the Python package {module} is missing; install openzaya {_version()} again"
     return f"this needs the Python package {module}; install it with: pip install 'openzaya[{extra}]'" + (

@@ -15,6 +15,7 @@ from openzaya.cli.eval import evaluate
 from openzaya.cli.exits import leave
 from openzaya.cli.info import info
 from openzaya.cli.quantize import quantize
+from openzaya.cli.serve import serve
 from openzaya.cli.solve import ARGUMENTS, solve
 from openzaya.cli.train import train
 
@@ -67,6 +68,7 @@ def program(
 
 
 app.command("solve")(solve)
+app.command("serve")(serve)
 app.command("chat")(chat)
 app.command("eval")(evaluate)
 app.command("train")(train)

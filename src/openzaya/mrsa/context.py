@@ -28,6 +28,8 @@ class FinalRequest:
     tool_choice: str | Mapping[str, Any] | None = None
     response_format: Mapping[str, Any] | None = None
     stop: tuple[str, ...] = ()
+    max_tokens: int | None = None
+    """Token limit of the final call alone; None is that of the last round."""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -193,7 +193,7 @@ class Course:
             self.on_event(event)
 
     def _tell_started(self, round: int) -> None:
-        limit = self.config.limit(round)
+        limit = self.job.limit(round)
         if round == self.job.final_round:
             self.tell(events.FinalStarted(limit=limit))
         else:

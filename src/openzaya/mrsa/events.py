@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from openzaya.backends.protocol import ToolCallDelta
 from openzaya.mrsa.config import MrsaConfig
 from openzaya.mrsa.prompts import Task
 
@@ -89,6 +90,7 @@ class FinalDelta:
 
     text: str
     reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,6 +38,12 @@ class Job:
         """Rollouts of this round."""
         return 1 if round == self.final_round else self.config.width(round)
 
+    def limit(self, round: int) -> int | None:
+        """Token limit of a rollout of this round."""
+        if round == self.final_round and self.final.max_tokens is not None:
+            return self.final.max_tokens
+        return self.config.limit(round)
+
     def places(self, round: int, previous: Sequence[Candidate]) -> list[tuple[int, ...]]:
         """Whose tails each candidate of a round reads. One that has none to read starts from the question again."""
         usable = [candidate.index for candidate in previous if candidate.readable]
@@ -53,7 +59,7 @@ class Job:
     def _plan(self, round: int, index: int, places: tuple[int, ...], previous: Sequence[Candidate]) -> Plan:
         messages = aggregation_messages(self.messages, self.controls.shown(previous, places), self.task, self.prompts)
         seed = derive_seed(self.config.seed, round, index)
-        limit = self.room.clip(self.config.limit(round), self._tail_tokens(previous, places))
+        limit = self.room.clip(self.limit(round), self._tail_tokens(previous, places))
         params = ChatParams(max_tokens=limit, seed=seed, **self._sampling(round))
         return Plan(round, index, seed, places, messages, params)
 

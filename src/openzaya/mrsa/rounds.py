@@ -198,8 +198,8 @@ class LiveRun(Course):
         self.tell(events.CandidateStarted(round=plan.round, index=plan.index))
 
     def _on_delta(self, plan: Plan, delta: Delta) -> None:
-        if plan.round == self.job.final_round and (delta.content or delta.reasoning):
-            self.tell(events.FinalDelta(text=delta.content, reasoning=delta.reasoning))
+        if plan.round == self.job.final_round and (delta.content or delta.reasoning or delta.tool_calls):
+            self.tell(events.FinalDelta(text=delta.content, reasoning=delta.reasoning, tool_calls=delta.tool_calls))
 
     def _on_progress(self, plan: Plan, tokens: int) -> None:
         self.tell(events.CandidateProgress(round=plan.round, index=plan.index, tokens=tokens))

@@ -42,6 +42,8 @@ class CompiledExecutor:
         self.pool, self._core = pool, core
         self.routing: list[np.ndarray] | None = None
         """Where it is a list, every step appends the class that each token chose in each layer, int32 (L, T)."""
+        self.stage_seconds: np.ndarray | None = None
+        """Where it is an array (one place for each of `library.STAGES`), every step adds the time of its parts."""
         self._plan = Plan(weights, pool)
         self._scratch = np.empty(0, dtype=np.uint8)
 
@@ -95,7 +97,7 @@ class CompiledExecutor:
             chosen = address(self.routing[-1])
         step = library.Step(
             placed.stored(), address(ids_T), len(scored_S), address(scored_S), address(logits_SV), chosen,
-            self._room(wanted),
+            None if self.stage_seconds is None else address(self.stage_seconds), self._room(wanted),
         )  # fmt: skip
         self._core.call("oz_run_step", self._plan.stored, step)
         return logits_SV

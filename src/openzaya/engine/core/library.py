@@ -73,7 +73,8 @@ class Attention(ctypes.Structure):
     """`oz_attention`."""
 
     _fields_ = (
-        *_integers("query_heads", "key_heads", "channels", "taps0", "taps1", "rotary", "page_tokens", "kept"),
+        *_integers("query_heads", "key_heads", "channels", "taps0", "taps1", "rotary"),
+        *_integers("page_tokens", "kept", "bfloat16"),
         *_sizes("window"),
         *_pointers(
             "cosine", "sine", "depthwise", "depthwise_bias", "grouped", "grouped_bias", "temperature", "keys",
@@ -86,10 +87,10 @@ class Router(ctypes.Structure):
     """`oz_router`."""
 
     _fields_ = (
-        *_integers("hidden", "width", "classes"),
+        *_integers("hidden", "width", "classes", "bfloat16"),
         ("epsilon", ctypes.c_float),
         *_pointers(
-            "down", "down_bias", "depth_scale", "norm", "fc1", "fc1_bias", "fc2", "fc2_bias", "out", "balancing"
+            "down", "fc1", "fc2", "out", "down_bias", "depth_scale", "norm", "fc1_bias", "fc2_bias", "balancing"
         ),
     )
 
@@ -129,6 +130,13 @@ class Batch(ctypes.Structure):
     )
 
 
+STAGES = (
+    "embedding", "qkv", "convolution", "attention", "output", "residual", "router", "experts up", "experts down",
+    "head",
+)  # fmt: skip
+"""`oz_stage`."""
+
+
 class Step(ctypes.Structure):
     """`oz_step`."""
 
@@ -136,7 +144,7 @@ class Step(ctypes.Structure):
         ("batch", Batch),
         *_pointers("ids"),
         *_sizes("scored"),
-        *_pointers("scored_tokens", "logits", "chosen", "scratch"),
+        *_pointers("scored_tokens", "logits", "chosen", "stage_seconds", "scratch"),
     )
 
 

@@ -23,6 +23,8 @@ _LANES = 16
 KV_TYPES = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
 """The types that keys and values may be kept in, and what the core calls them."""
 _ROTARY_BLOCK = 4096
+_GROUPED = "qkv_proj.conv_qk_grouped.weight"
+_ROUTER = ("down_proj.weight", "router_mlp.fc1.weight", "router_mlp.fc2.weight", "router_mlp.out_proj.weight")
 _MOST_CHANNELS, _MOST_TAPS, _MOST_GROUP, _MOST_ROUTER, _MOST_CLASSES, _MOST_PAGE = 256, 4, 16, 1024, 256, 64
 
 
@@ -113,6 +115,14 @@ class Tensors:
         self._kept.append(array)
         return address(array)
 
+    def numbers(self, array: np.ndarray, *, bfloat16: bool) -> int:
+        """The address of float32 numbers, or of their upper halves, two sixteens in sixteen words."""
+        array = np.ascontiguousarray(array)
+        if bfloat16:
+            first_second = array.view(np.uint32).reshape(-1, 2, _LANES)
+            array = first_second[:, 0] >> 16 | first_second[:, 1] & 0xFFFF0000
+        return self.kept(array)
+
     def address(self, name: str, *shape: int) -> int:
         """The address of the float32 tensor `name`. Raises ValueError as `plain` does."""
         return self.kept(self.plain(name, *shape))
@@ -128,6 +138,14 @@ class Tensors:
                 f"{experts} x {rows} x {columns}"
             )
         return matrix.stored()
+
+
+def is_bfloat16(array: np.ndarray, row: int) -> bool:
+    """Whether float32 numbers, `row` of which are read in one go, lose nothing as bfloat16 in the core's layout.
+
+    Those of a bfloat16 checkpoint have nothing in their lower halves.
+    """
+    return row % (2 * _LANES) == 0 and not (array.view(np.uint32) & 0xFFFF).any()
 
 
 def _layer(tensors: Tensors, layer: int, pool: StatePool) -> library.Layer:
@@ -169,17 +187,20 @@ def attention(tensors: Tensors, layer: int, pool: StatePool) -> library.Attentio
         config.num_attention_heads + config.num_key_value_heads, config.head_dim, config.cca_time0, config.cca_time1,
     )  # fmt: skip
     depthwise = tensors.plain(f"{name}qkv_proj.conv_qk_depthwise.weight", heads * channels, 1, taps0)
-    grouped = tensors.plain(f"{name}qkv_proj.conv_qk_grouped.weight", heads * channels, channels, taps1)
+    grouped = tensors.plain(f"{name}{_GROUPED}", heads * channels, channels, taps1)
+    bfloat16 = is_bfloat16(grouped, taps1 * channels * _LANES)
     grouped = grouped.reshape(heads, channels, channels, taps1).transpose(0, 3, 2, 1)  # (heads, tap, in, out)
     bias = tensors.plain(f"{name}qkv_proj.conv_qk_grouped.bias", heads * channels).reshape(heads, channels)
     padding = (0, -channels % _LANES)
+    grouped = np.pad(grouped, [(0, 0)] * 3 + [padding]).reshape(heads, taps1 * channels, -1, _LANES)
     kind = config.layer_types[layer]
     return library.Attention(
         config.num_attention_heads, config.num_key_value_heads, channels, taps0, taps1, config.rotary_dim(kind), PAGE,
-        KV_TYPES[pool.keys.dtype], config.window(layer) or 0,
+        KV_TYPES[pool.keys.dtype], bfloat16, config.window(layer) or 0,
         depthwise=tensors.kept(np.ascontiguousarray(depthwise[:, 0].T)),
         depthwise_bias=tensors.address(f"{name}qkv_proj.conv_qk_depthwise.bias", heads * channels),
-        grouped=tensors.kept(np.ascontiguousarray(np.pad(grouped, [(0, 0)] * 3 + [padding]))),
+        # By sixteens of channels, each of which is then read from its start to its end.
+        grouped=tensors.numbers(grouped.transpose(0, 2, 1, 3), bfloat16=bfloat16),
         grouped_bias=tensors.kept(np.ascontiguousarray(np.pad(bias, [(0, 0), padding]))),
         temperature=tensors.address(f"{name}qk_norm.temp", config.num_key_value_heads),
         keys=pool.keys[layer].data_ptr(),
@@ -194,17 +215,17 @@ def router(tensors: Tensors, layer: int) -> library.Router:
     config, name = tensors.weights.config, f"model.layers.{layer}.mlp.gate."
     mlp, width, classes = f"{name}router_mlp.", config.router_hidden_size, config.num_experts + 1
     depth_scale = f"{name}router_states_scale"
+    shapes = (width, config.hidden_size), (width, width), (width, width), (classes, width)
+    matrices = [tensors.plain(f"{name}{end}", *shape) for end, shape in zip(_ROUTER, shapes)]
+    bfloat16 = all(is_bfloat16(matrix, matrix.shape[1]) for matrix in matrices)
     return library.Router(
-        config.hidden_size, width, classes, config.rms_norm_eps,
-        down=tensors.address(f"{name}down_proj.weight", width, config.hidden_size),
+        config.hidden_size, width, classes, bfloat16, config.rms_norm_eps,
+        *(tensors.numbers(matrix, bfloat16=bfloat16) for matrix in matrices),
         down_bias=tensors.address(f"{name}down_proj.bias", width),
         depth_scale=tensors.address(depth_scale, width) if depth_scale in tensors else None,
         norm=tensors.address(f"{mlp}norm.weight", width),
-        fc1=tensors.address(f"{mlp}fc1.weight", width, width),
         fc1_bias=tensors.address(f"{mlp}fc1.bias", width),
-        fc2=tensors.address(f"{mlp}fc2.weight", width, width),
         fc2_bias=tensors.address(f"{mlp}fc2.bias", width),
-        out=tensors.address(f"{mlp}out_proj.weight", classes, width),
         balancing=tensors.address(f"{name}balancing_biases", classes),
     )  # fmt: skip
 

@@ -81,14 +81,17 @@ struct oz_residual {
 #define OZ_FLOAT16 1
 #define OZ_INT8 2
 
-// Compressed convolutional attention of one layer: its shape, weights and state.
+// Matrices that are called `bfloat16` where they are: two sixteens of numbers are the lower and the upper halves of
+// sixteen words of 32 bits. Else they are float32.
+
+// Compressed convolutional attention of one layer: its shape, weights and state. `bfloat16` is of `grouped`.
 struct oz_attention {
-    int32_t query_heads, key_heads, channels, taps0, taps1, rotary, page_tokens, kept;
+    int32_t query_heads, key_heads, channels, taps0, taps1, rotary, page_tokens, kept, bfloat16;
     int64_t window;                 // how many tokens one sees, itself included; 0 for all
     const float *cosine, *sine;     // (positions, rotary), up to the furthest token of a step
     const float *depthwise;         // (taps0, (query_heads + key_heads) * channels)
     const float *depthwise_bias;    // ((query_heads + key_heads) * channels)
-    const float *grouped;           // (heads, taps1, channels in, channels out, padded to a multiple of 16)
+    const void *grouped;            // (heads, sixteens of channels out, taps1, channels in, 16)
     const float *grouped_bias;      // (heads, channels out, padded)
     const float *temperature;       // (key_heads)
     void *keys, *values;            // (pages, key_heads, page_tokens) vectors
@@ -96,11 +99,13 @@ struct oz_attention {
     float *delayed;                 // (slots, key_heads * channels / 2)
 };
 
+// `bfloat16` is of `down`, `fc1`, `fc2` and `out`.
 struct oz_router {
-    int32_t hidden, width, classes;
+    int32_t hidden, width, classes, bfloat16;
     float epsilon;
-    const float *down, *down_bias, *depth_scale;  // (width, hidden), (width), (width) or null in the first layer
-    const float *norm, *fc1, *fc1_bias, *fc2, *fc2_bias, *out, *balancing;
+    const void *down, *fc1, *fc2, *out;           // (width, hidden), (width, width) twice, (classes, width)
+    const float *down_bias, *depth_scale;         // (width), (width) or null in the first layer
+    const float *norm, *fc1_bias, *fc2_bias, *balancing;
 };
 
 struct oz_layer {
@@ -134,6 +139,12 @@ struct oz_batch {
     const int32_t *order;           // (tokens): how attention goes through them; those that share pages are neighbours
 };
 
+// The parts of a step, as `stage_seconds` counts them; experts_up is gate and up with SwiGLU.
+enum oz_stage {
+    OZ_EMBEDDING, OZ_QKV, OZ_CONVOLUTION, OZ_ATTENTION, OZ_OUTPUT, OZ_RESIDUAL, OZ_ROUTER, OZ_EXPERTS_UP,
+    OZ_EXPERTS_DOWN, OZ_HEAD, OZ_STAGES
+};
+
 struct oz_step {
     oz_batch batch;
     const int64_t *ids;             // (tokens)
@@ -141,6 +152,7 @@ struct oz_step {
     const int32_t *scored_tokens;   // (scored)
     float *logits;                  // (scored, rows of the head)
     int32_t *chosen;                // (layers, tokens): the class that the router chose, where it is not null
+    double *stage_seconds;          // (OZ_STAGES): the time of each part is added, where it is not null
     void *scratch;                  // oz_step_bytes of memory, 64-byte aligned
 };
 

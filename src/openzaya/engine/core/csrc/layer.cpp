@@ -186,9 +186,11 @@ void oz_route(oz_core *core, const oz_router *router, int64_t tokens, const floa
         const int64_t row = chunk % row_parts * kRouterRows, token = chunk / row_parts * kRouterTokens;
         const int64_t end = std::min<int64_t>(row + kRouterRows, r.width);
         for (int64_t t = token; t < std::min(token + kRouterTokens, tokens); ++t) {
-            kernels(core).router_state(r, x + t * r.hidden, row, end, states + t * r.width);
+            kernels(core).router_state(r, x + t * r.hidden, row, end, t > token, states + t * r.width);
         }
     };
-    const auto choose = [&](int64_t t) { kernels(core).choose(r, states + t * r.width, chosen + t, weights + t); };
+    const auto choose = [&](int64_t t) {
+        kernels(core).choose(r, states + t * r.width, t > 0, chosen + t, weights + t);
+    };
     share(core, row_parts * parts(tokens, kRouterTokens), state, tokens, choose);
 }

@@ -20,9 +20,11 @@ struct LayerKernels {
                    int64_t page, float *running);
     // Joins the sections of one key-value head of one token.
     void (*join)(const oz_attention &attention, int64_t sections, const float *running, float *mixed);
-    // Rows `first` .. `last` of the router's states (width) of one token.
-    void (*router_state)(const oz_router &router, const float *x, int64_t first, int64_t last, float *states);
-    void (*choose)(const oz_router &router, const float *state, int32_t *chosen, float *weight);
+    // Rows `first` .. `last` of the router's states (width) of one token. Whether the weights are in the cache, because
+    // another token has just read them, is a matter of speed alone.
+    void (*router_state)(const oz_router &router, const float *x, int64_t first, int64_t last, bool in_cache,
+                         float *states);
+    void (*choose)(const oz_router &router, const float *state, bool in_cache, int32_t *chosen, float *weight);
 };
 
 constexpr int kConvolvedTokens = 4;

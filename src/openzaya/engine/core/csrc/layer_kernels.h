@@ -59,19 +59,49 @@ OZ_INLINE void mix_depthwise(const oz_attention &a, const oz_batch &b, const flo
     }
 }
 
-// Head-wise convolution of several tokens, so that each weight is read once for all of them.
-OZ_INLINE void mix_grouped(const oz_attention &a, int head, int tokens, const float (*mixed)[kMostTaps * kMostChannels],
-                           float (*out)[kMostChannels]) {
-    const int64_t padded = (a.channels + kLanes - 1) / kLanes * kLanes, inputs = a.taps1 * a.channels;
-    const float *weights = a.grouped + head * inputs * padded;
-    for (int64_t c = 0; c < padded; c += kLanes) {
-        Lanes sums[kConvolvedTokens];
-        for (int t = 0; t < kConvolvedTokens; ++t) sums[t] = load_lanes(a.grouped_bias + head * padded + c);
-        for (int64_t k = 0; k < inputs; ++k) {
-            const Lanes weight = load_lanes(weights + k * padded + c);
-            for (int t = 0; t < kConvolvedTokens; ++t) sums[t] += weight * mixed[t][k];
+// BLOCKS times sixteen channels of the head-wise convolution of TOKENS tokens: each weight is read once for all of them,
+// and the sums wait for none of the others.
+template <int TOKENS, int BLOCKS, class Number>
+OZ_INLINE void mix_blocks(const Number *weights, const float *bias, int64_t inputs,
+                          const float (*mixed)[kMostTaps * kMostChannels], int64_t first, float (*out)[kMostChannels]) {
+    Lanes sums[TOKENS][BLOCKS];
+    for (int t = 0; t < TOKENS; ++t) {
+        for (int i = 0; i < BLOCKS; ++i) sums[t][i] = load_lanes(bias + i * kLanes);
+    }
+    int64_t k = 0;
+    for (; k + 2 <= inputs; k += 2) {
+        for (int i = 0; i < BLOCKS; ++i) {
+            const TwoLanes weight = load_two(weights + (i * inputs + k) * kLanes / kNumbersIn<Number>);
+            for (int t = 0; t < TOKENS; ++t) {
+                sums[t][i] += weight.first * mixed[t][k];
+                sums[t][i] += weight.second * mixed[t][k + 1];
+            }
         }
-        for (int t = 0; t < tokens; ++t) std::memcpy(out[t] + c, &sums[t], sizeof(Lanes));
+    }
+    if constexpr (kNumbersIn<Number> == 1) {
+        for (int i = 0; k < inputs && i < BLOCKS; ++i) {
+            const Lanes weight = load_lanes(weights + (i * inputs + k) * kLanes);
+            for (int t = 0; t < TOKENS; ++t) sums[t][i] += weight * mixed[t][k];
+        }
+    }
+    for (int t = 0; t < TOKENS; ++t) std::memcpy(out[t] + first, sums[t], sizeof sums[t]);
+}
+
+template <class Number>
+OZ_INLINE void mix_grouped(const oz_attention &a, const Number *grouped, int head, int tokens,
+                           const float (*mixed)[kMostTaps * kMostChannels], float (*out)[kMostChannels]) {
+    const int64_t blocks = (a.channels + kLanes - 1) / kLanes, inputs = a.taps1 * a.channels;
+    const int64_t block_size = inputs * kLanes / kNumbersIn<Number>;
+    const Number *weights = grouped + head * blocks * block_size;
+    const float *bias = a.grouped_bias + head * blocks * kLanes;
+    int64_t block = 0;
+    if (tokens == 1) {
+        for (; block + 4 <= blocks; block += 4) {
+            mix_blocks<1, 4>(weights + block * block_size, bias + block * kLanes, inputs, mixed, block * kLanes, out);
+        }
+    }
+    for (; block < blocks; ++block) {
+        mix_blocks<kConvolvedTokens, 1>(weights + block * block_size, bias + block * kLanes, inputs, mixed, block * kLanes, out);
     }
 }
 
@@ -139,7 +169,8 @@ OZ_TARGET void convolve(const oz_attention &a, const oz_batch &b, const float *p
         if (t < tokens) mix_depthwise(a, b, projected, head, first + t, mixed[t]);
         else std::memset(mixed[t], 0, sizeof(float) * static_cast<size_t>(a.taps1 * a.channels));
     }
-    mix_grouped(a, head, tokens, mixed, out);
+    if (a.bfloat16) mix_grouped(a, static_cast<const Bfloat16 *>(a.grouped), head, tokens, mixed, out);
+    else mix_grouped(a, static_cast<const float *>(a.grouped), head, tokens, mixed, out);
     for (int t = 0; t < tokens; ++t) {
         const int64_t token = first + t;
         const bool query = head < a.query_heads;
@@ -257,24 +288,37 @@ OZ_INLINE void gelu(float *x, int64_t count) {
     for (int64_t i = 0; i < count; ++i) x[i] = 0.5f * x[i] * (1.0f + error_function(x[i] * 0.70710678f));
 }
 
-OZ_TARGET void router_state(const oz_router &r, const float *x, int64_t first, int64_t last, float *states) {
+// Rows `first` .. `last` of one of the router's matrices times x.
+OZ_INLINE void router_linear(const oz_router &r, const float *x, const void *matrix, const float *bias, int64_t first,
+                             int64_t last, int64_t columns, bool in_cache, float *result) {
+    if (bias) bias += first;
+    const int64_t rows = last - first;
+    if (r.bfloat16) {
+        linear(x, static_cast<const Bfloat16 *>(matrix) + first * columns / 2, bias, rows, columns, in_cache, result);
+    } else {
+        linear(x, static_cast<const float *>(matrix) + first * columns, bias, rows, columns, in_cache, result);
+    }
+}
+
+OZ_TARGET void router_state(const oz_router &r, const float *x, int64_t first, int64_t last, bool in_cache,
+                            float *states) {
     float values[kMostRouter];
-    linear(x, r.down + first * r.hidden, r.down_bias + first, last - first, r.hidden, values);
+    router_linear(r, x, r.down, r.down_bias, first, last, r.hidden, in_cache, values);
     for (int64_t i = first; i < last; ++i) {
         states[i] = values[i - first] + (r.depth_scale ? states[i] * r.depth_scale[i] : 0.0f);
     }
 }
 
-OZ_TARGET void choose(const oz_router &r, const float *state, int32_t *chosen, float *weight) {
+OZ_TARGET void choose(const oz_router &r, const float *state, bool in_cache, int32_t *chosen, float *weight) {
     float hidden[kMostRouter], next[kMostRouter], p[kMostClasses];
     const float mean = dot(state, state, r.width) / static_cast<float>(r.width);
     const float inverse = 1.0f / __builtin_sqrtf(mean + r.epsilon);
     for (int64_t i = 0; i < r.width; ++i) hidden[i] = r.norm[i] * (state[i] * inverse);
-    linear(hidden, r.fc1, r.fc1_bias, r.width, r.width, next);
+    router_linear(r, hidden, r.fc1, r.fc1_bias, 0, r.width, r.width, in_cache, next);
     gelu(next, r.width);
-    linear(next, r.fc2, r.fc2_bias, r.width, r.width, hidden);
+    router_linear(r, next, r.fc2, r.fc2_bias, 0, r.width, r.width, in_cache, hidden);
     gelu(hidden, r.width);
-    linear(hidden, r.out, nullptr, r.classes, r.width, p);
+    router_linear(r, hidden, r.out, nullptr, 0, r.classes, r.width, in_cache, p);
     float highest = p[0], sum = 0.0f;
     for (int i = 1; i < r.classes; ++i) highest = p[i] > highest ? p[i] : highest;
     for (int i = 0; i < r.classes; ++i) sum += p[i] = exponential(p[i] - highest);

@@ -1,4 +1,6 @@
 // One step of the model in one call: every token from its row of the embedding to the scores of the next one.
+#include <time.h>
+
 #include <algorithm>
 #include <cstring>
 
@@ -85,7 +87,7 @@ class Step {
           s_(model, tokens_, step.batch.pages, step.scored, static_cast<char *>(step.scratch)) {}
 
     void run() {
-        embed();
+        timed(OZ_EMBEDDING, [&] { embed(); });
         for (int i = 0; i < model_.layer_count; ++i) {
             const oz_layer &layer = model_.layers[i];
             attend(layer);
@@ -94,10 +96,24 @@ class Step {
             const bool last = i + 1 == model_.layer_count;
             join(layer.after_experts, s_.weights, last ? nullptr : &model_.layers[i + 1].qkv);
         }
-        score();
+        timed(OZ_HEAD, [&] { score(); });
     }
 
   private:
+    template <class Part>
+    void timed(oz_stage stage, const Part &part) {
+        if (!step_.stage_seconds) return part();
+        const double start = seconds();
+        part();
+        step_.stage_seconds[stage] += seconds() - start;
+    }
+
+    static double seconds() {
+        timespec time;
+        clock_gettime(CLOCK_MONOTONIC, &time);
+        return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+    }
+
     // Rows of the embedding, shifted and scaled, are where the residual stream begins.
     void embed() {
         const int64_t hidden = model_.hidden;
@@ -113,30 +129,37 @@ class Step {
 
     // From the quantised normed stream to that after attention.
     void attend(const oz_layer &layer) {
-        multiply_all(layer.qkv, tokens_, s_.projected);
-        oz_convolve(core_, &layer.attention, &batch_, s_.projected, s_.queries);
+        timed(OZ_QKV, [&] { multiply_all(layer.qkv, tokens_, s_.projected); });
+        timed(OZ_CONVOLUTION, [&] { oz_convolve(core_, &layer.attention, &batch_, s_.projected, s_.queries); });
         const oz_activations to = quantised_for(layer.o, tokens_);
-        oz::attend(core_, layer.attention, batch_, s_.queries, s_.running, s_.mixed, &to);
-        multiply_all(layer.o, tokens_, s_.output);
+        timed(OZ_ATTENTION, [&] {
+            oz::attend(core_, layer.attention, batch_, s_.queries, s_.running, s_.mixed, &to);
+        });
+        timed(OZ_OUTPUT, [&] { multiply_all(layer.o, tokens_, s_.output); });
         join(layer.after_attention, nullptr, &layer.gate_up);
     }
 
     // The output of each token's expert; a token that skips gets nothing, or itself.
     void mix_experts(const oz_layer &layer) {
-        oz_route(core_, &layer.router, tokens_, s_.normed, s_.states, s_.chosen, s_.weights);
-        const int64_t mixed = group(layer.gate_up.experts);
-        const oz_grouping grouping{s_.places, s_.ends};
-        const oz_activations from = quantised_for(layer.gate_up, tokens_);
-        const int64_t width = layer.down.columns;
-        multiply(core_, Product(core_->variant, layer.gate_up, from, &grouping, s_.hidden, width, true));
-        const oz_activations to = quantised_for(layer.down, tokens_);
-        share(core_, parts(mixed, kTokensAChunk), [&](int64_t chunk) {
-            const int64_t first = chunk * kTokensAChunk;
-            for (int64_t i = first; i < std::min(first + kTokensAChunk, mixed); ++i) {
-                quantise_token(core_, to, s_.hidden + s_.places[i] * width, s_.places[i]);
-            }
+        timed(OZ_ROUTER, [&] {
+            oz_route(core_, &layer.router, tokens_, s_.normed, s_.states, s_.chosen, s_.weights);
         });
-        multiply(core_, Product(core_->variant, layer.down, to, &grouping, s_.output, model_.hidden, false));
+        const int64_t mixed = group(layer.gate_up.experts), width = layer.down.columns;
+        const oz_grouping grouping{s_.places, s_.ends};
+        timed(OZ_EXPERTS_UP, [&] {
+            const oz_activations from = quantised_for(layer.gate_up, tokens_);
+            multiply(core_, Product(core_->variant, layer.gate_up, from, &grouping, s_.hidden, width, true));
+        });
+        timed(OZ_EXPERTS_DOWN, [&] {
+            const oz_activations to = quantised_for(layer.down, tokens_);
+            share(core_, parts(mixed, kTokensAChunk), [&](int64_t chunk) {
+                const int64_t first = chunk * kTokensAChunk;
+                for (int64_t i = first; i < std::min(first + kTokensAChunk, mixed); ++i) {
+                    quantise_token(core_, to, s_.hidden + s_.places[i] * width, s_.places[i]);
+                }
+            });
+            multiply(core_, Product(core_->variant, layer.down, to, &grouping, s_.output, model_.hidden, false));
+        });
     }
 
     // Sorts tokens by the expert that they chose and gives those that skip their output; how many did not skip.
@@ -164,8 +187,10 @@ class Step {
     void join(const oz_residual &residual, const float *weights, const oz_matrix *next) {
         oz_activations to{};
         if (next) to = quantised_for(*next, tokens_);
-        merge_norm(core_, residual, tokens_, model_.hidden, model_.epsilon, s_.residual, s_.output, weights, s_.normed,
-                   next ? &to : nullptr);
+        timed(OZ_RESIDUAL, [&] {
+            merge_norm(core_, residual, tokens_, model_.hidden, model_.epsilon, s_.residual, s_.output, weights,
+                       s_.normed, next ? &to : nullptr);
+        });
     }
 
     void score() {

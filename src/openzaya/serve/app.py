@@ -1,0 +1,147 @@
+"""The ASGI application: which address does what."""
+
+from __future__ import annotations
+
+import json
+import time
+from functools import partial
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from openzaya.backends.protocol import BackendError
+from openzaya.mrsa import MrsaError
+from openzaya.serve.chat_reply import ChatReply
+from openzaya.serve.chat_request import ChatRequest
+from openzaya.serve.completions import CompletionReply, CompletionRequest, continue_all, plan_completion
+from openzaya.serve.conversation import converse
+from openzaya.serve.errors import ApiError, refused
+from openzaya.serve.exchange import Exchange, Reply, Start
+from openzaya.serve.guard import Guard, as_response, read_body
+from openzaya.serve.openapi import document
+from openzaya.serve.service import Service
+from openzaya.serve.streaming import ClientLeft, EventStream, unless_client_leaves
+from openzaya.serve.work import plan_work
+
+
+def create_app(service: Service) -> Starlette:
+    """The application over a service."""
+    endpoints = _Endpoints(service)
+    handled = (ApiError, BackendError, MrsaError, ValueError, ClientLeft, HTTPException, Exception)
+    return Starlette(
+        routes=[
+            Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
+            Route("/v1/completions", endpoints.complete, methods=["POST"]),
+            Route("/v1/models", endpoints.models),
+            Route("/v1/models/{name:path}", endpoints.model),
+            Route("/health/live", endpoints.live),
+            Route("/health/ready", endpoints.ready),
+            Route("/metrics", endpoints.metrics),
+            Route("/openapi.json", endpoints.openapi),
+        ],
+        middleware=[Middleware(Guard, service=service)],
+        exception_handlers=dict.fromkeys(handled, _explain),
+    )
+
+
+async def _explain(request: Request, error: Exception) -> Response:
+    if isinstance(error, ClientLeft):
+        return Response(status_code=499)  # nobody reads it
+    if isinstance(error, HTTPException):
+        where = f"{request.method} {request.url.path}"
+        said = {404: f"there is no {where}", 405: f"{where} is not allowed"}.get(error.status_code, error.detail)
+        return as_response(ApiError(error.status_code, said, headers=error.headers))
+    return as_response(error)
+
+
+class _Endpoints:
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._since = int(time.time())
+
+    async def chat(self, request: Request) -> Response:
+        service = self._service
+        limits = service.limits_of(request.state.key)
+        asked = await read_request(request, ChatRequest, limits.body_bytes)
+        capabilities = service.backend.capabilities
+        work = plan_work(asked, service.menu, capabilities, limits, progress=service.config.progress)
+        messages = [message.for_model() for message in asked.messages]
+        start = partial(converse, work, messages)
+        return await self._answer(request, start, ChatReply(asked, work), stream=bool(asked.stream))
+
+    async def complete(self, request: Request) -> Response:
+        service = self._service
+        limits = service.limits_of(request.state.key)
+        asked = await read_request(request, CompletionRequest, limits.body_bytes)
+        work = plan_completion(asked, service.menu, context=service.backend.capabilities.context, limits=limits)
+        return await self._answer(
+            request, partial(continue_all, work), CompletionReply(asked, work), stream=bool(asked.stream)
+        )
+
+    async def _answer(self, request: Request, start: Start, reply: Reply, *, stream: bool) -> Response:
+        """The response to an admitted request, whose work ends with it or with its client."""
+        exchange = Exchange(self._service, request.state.key, start)
+        if not stream:
+            try:
+                outcome = await unless_client_leaves(request, exchange.outcome())
+            finally:
+                await exchange.aclose()
+            return JSONResponse(reply.document(outcome))
+        try:
+            await unless_client_leaves(request, exchange.begun())
+        except BaseException:
+            await exchange.aclose()
+            raise
+        frames = exchange.frames(reply)
+        return EventStream(frames, on_close=exchange.aclose, keep_alive=self._service.config.keep_alive)
+
+    async def models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._model(name) for name in self._service.menu.models()]})
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in self._service.menu.models():
+            raise ApiError(404, f"there is no model {name!r} here", code="model_not_found", param="model")
+        return JSONResponse(self._model(name))
+
+    def _model(self, name: str) -> dict[str, Any]:
+        context = self._service.backend.capabilities.context
+        entry = {"id": name, "object": "model", "created": self._since, "owned_by": "openzaya"}
+        return entry if context is None else {**entry, "max_model_len": context}
+
+    async def live(self, request: Request) -> Response:
+        return JSONResponse({"status": "live"})
+
+    async def ready(self, request: Request) -> Response:
+        if self._service.draining:
+            return JSONResponse({"status": "draining"}, status_code=503)
+        return JSONResponse({"status": "ready"})
+
+    async def openapi(self, request: Request) -> Response:
+        return JSONResponse(document())
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(self._service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+async def read_request(request: Request, kind: type[Body], most_bytes: int) -> Body:
+    """The body of a request as its type; raises ApiError or pydantic's ValidationError."""
+    content = await read_body(request, most_bytes)
+    try:
+        values = json.loads(content)
+        if b"\\ud" in content.lower():
+            json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
+        raise refused(f"the body is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise refused(f"the body is a JSON {type(values).__name__}; send an object")
+    return kind.model_validate(values)
