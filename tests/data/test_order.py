@@ -17,7 +17,7 @@ def test_the_ranks_of_any_world_read_together_what_one_rank_reads(
     count: int, batch: int, seed: int, step: int, world: int
 ) -> None:
     shares = [rank_examples(count, batch, seed, step, rank, world) for rank in range(world)]
-    assert sorted(sum(shares, [])) == sorted(rank_examples(count, batch, seed, step, 0, 1))
+    assert sorted(index for share in shares for index in share) == sorted(rank_examples(count, batch, seed, step, 0, 1))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 

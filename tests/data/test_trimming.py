@@ -104,8 +104,7 @@ def test_the_report_counts_what_each_method_did() -> None:
     assert dict(report.outcomes) == {"kept": 1, "earlier removed": 2}
     assert (report.emptied, report.tokens_given, report.tokens_left) == (2, 36, 18)
     assert str(report) == (
-        "answer-preserving to 8 tokens: 3 examples, 1 kept, 2 earlier removed; 50.0% of 36 tokens left; "
-        "2 without any reasoning left"
+        "trim to 8 tokens: 3 examples, 1 kept, 2 earlier removed; 50.0% of 36 tokens left; 2 without any reasoning left"
     )
     truncated, report = fit_examples(given_, 8, "truncate")
     assert [example.ids.tolist() for example in truncated[1:]] == [[10, 11, 1, 20, 21, 22, 2, 30]] * 2
@@ -119,5 +118,5 @@ def test_a_conversation_without_a_reply_and_an_unknown_method_are_refused() -> N
         trim([], 8)
     with pytest.raises(ValueError, match="a budget of 0 tokens"):
         trim(TWO_TURNS, 0)
-    with pytest.raises(ValueError, match="'middle' does not exist; there are answer-preserving"):
+    with pytest.raises(ValueError, match="'middle' does not exist; there are trim"):
         fit_examples([TWO_TURNS], 8, "middle")  # type: ignore[arg-type]

@@ -16,7 +16,8 @@ import numpy as np
 
 from openzaya.data.examples import Example
 
-Method = Literal["answer-preserving", "truncate", "drop"]
+Overlong = Literal["trim", "truncate", "drop"]
+"""What becomes of a conversation longer than a row: answer-preserving trimming, or one of its alternatives."""
 Outcome = Literal["kept", "cut", "earlier removed", "truncated", "dropped"]
 """`cut`: the last reasoning lost its end. `earlier removed`: earlier reasoning is gone, and the last may be cut too."""
 
@@ -85,7 +86,7 @@ class TrimmingReport:
     """What a budget did to a set of conversations."""
 
     budget: int
-    method: Method
+    method: Overlong
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     emptied: int = 0
     """Examples of which no reasoning is left in a last reply that had some."""
@@ -106,7 +107,7 @@ class TrimmingReport:
 def fit_examples(
     conversations: Iterable[Sequence[Turn]],
     budget: int,
-    method: Method = "answer-preserving",
+    method: Overlong = "trim",
     *,
     line_break: Sequence[int] = (),
 ) -> tuple[list[Example], TrimmingReport]:
@@ -116,8 +117,8 @@ def fit_examples(
     answer-preserving trimming is measured against. A truncated example has lost at least the end of its answer. Raises
     ValueError as `trim` does, and for a method that does not exist.
     """
-    if method not in get_args(Method):
-        raise ValueError(f"the method {method!r} does not exist; there are {', '.join(get_args(Method))}")
+    if method not in get_args(Overlong):
+        raise ValueError(f"the method {method!r} does not exist; there are {', '.join(get_args(Overlong))}")
     report, examples = TrimmingReport(budget, method), []
     for turns in conversations:
         _check(turns, budget)
@@ -131,9 +132,9 @@ def fit_examples(
 
 
 def _fit(
-    turns: Sequence[Turn], budget: int, method: Method, report: TrimmingReport, line_break: Sequence[int]
+    turns: Sequence[Turn], budget: int, method: Overlong, report: TrimmingReport, line_break: Sequence[int]
 ) -> tuple[Example | None, Outcome]:
-    if method == "answer-preserving":
+    if method == "trim":
         trimmed = trim(turns, budget, line_break=line_break)
         if trimmed.turns is None:
             return None, "dropped"
