@@ -106,16 +106,16 @@ from openzaya.mrsa.prompts import bundled_prompts
 
 speaker = Speaker(Tokenizer.from_folder(sys.argv[1]), ChatTemplate.built_in(), bundled_prompts())
 print("ready", flush=True)
-write_shards("puzzles", CorpusRecipe(**json.loads(sys.argv[3])), speaker, Path(sys.argv[2]), shard_tokens=6000)
+write_shards("puzzles", CorpusRecipe(**json.loads(sys.argv[3])), speaker, Path(sys.argv[2]), shard_tokens=4000)
 """
 
 
 def test_writing_that_is_killed_at_any_moment_goes_on_to_the_same_bytes(speaker: Speaker, tmp_path: Path) -> None:
     train_tokenizer([f"{number} + 1 = {number + 1}, so the sum is" for number in range(300)], 320, tmp_path / "t")
     own = Speaker(Tokenizer.from_folder(tmp_path / "t"), ChatTemplate.built_in(), speaker.prompts)
-    recipe = problems(documents=800)
+    recipe = problems(documents=400)
     began = time.monotonic()
-    write_shards("puzzles", recipe, own, tmp_path / "whole", shard_tokens=6000)
+    write_shards("puzzles", recipe, own, tmp_path / "whole", shard_tokens=4000)
     seconds = time.monotonic() - began
     draw, killed = random.Random(5), tmp_path / "killed"
     fields = json.dumps(recipe.model_dump(mode="json"))
@@ -135,7 +135,7 @@ def test_writing_that_is_killed_at_any_moment_goes_on_to_the_same_bytes(speaker:
     with pytest.raises(ValueError, match="not complete"):
         Shards.open(killed)
     (killed / "train-09999.tokens.npy.partial").write_bytes(b"torn")
-    write_shards("puzzles", recipe, own, killed, shard_tokens=6000)
+    write_shards("puzzles", recipe, own, killed, shard_tokens=4000)
     assert bytes_of(killed) == bytes_of(tmp_path / "whole")
 
 

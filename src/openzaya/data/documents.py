@@ -50,10 +50,16 @@ class DocumentReader:
             return "without a reply"
         asked = opening_of(messages)
         held_out = self._held_out(json.dumps(asked, sort_keys=True, ensure_ascii=False, default=str))
-        tools = self._tools(row)
         if self.recipe.tails is not None:
             messages = self._wrapped(messages, row)
-        turns = conversation_turns(messages, self.tokenizer, self.template, tools=tools, learned=self.recipe.learned)
+        turns = conversation_turns(
+            messages,
+            self.tokenizer,
+            self.template,
+            tools=self._tools(row),
+            learned=self.recipe.learned,
+            earlier_reasoning=self.recipe.earlier_reasoning,
+        )
         if not any(turn.learned for turn in turns):
             return "without a learned reply"
         return Document(tuple(turns), False, held_out)
