@@ -82,9 +82,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], Progress]:
 
 
 def _checksums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    return {
-        name: zlib.crc32(memoryview(tensor.reshape(-1).view(torch.uint8).numpy())) for name, tensor in tensors.items()
-    }
+    return {name: zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data) for name, tensor in tensors.items()}
 
 
 @dataclass(frozen=True, slots=True)
