@@ -23,6 +23,8 @@ seed = 3
 threads = 1
 dtype = "float32"
 save_seconds = 0.001
+[held_out]
+tokens = 500
 [tokenizer]
 vocab_size = 330
 documents = 60
@@ -191,11 +193,10 @@ def test_plain_problems_keep_half_of_the_learned_tokens_of_an_aggregation_step(
     config = config_of(RECIPE, tmp_path)
     phase = PhaseRun(Run(config, RECIPE, folder), config.phases[1])
     phase.refreshes = 1
-    phase.pool = []
-    plain_only = sum(batch.tokens for batch in phase.source.batches(0, []))
+    plain_only = sum(batch.tokens for batch in phase.problems.batches(0))
     phase.learner.load(*_end_of(folder))
     phase._refresh()
-    batches = phase.source.batches(0, phase.pool)
+    batches = phase.problems.batches(0)
     packed = [batch for batch in batches if batch.document_ids is not None]
     aggregations = [batch for batch in batches if batch.document_ids is None]
     assert aggregations
@@ -247,10 +248,10 @@ def test_aggregation_of_slips_needs_no_rollouts(finished: tuple[Path, list[StepR
     folder, _reports = finished
     text = RECIPE.replace("refreshes = 2", "refreshes = 0\nslipped = 1.0\nfewest_tails = 1")
     config = config_of(text, tmp_path)
-    source = PhaseRun(Run(config, RECIPE, folder), config.phases[1]).source
-    aggregations = [batch for batch in source.batches(0, []) if batch.document_ids is None]
+    source = PhaseRun(Run(config, RECIPE, folder), config.phases[1]).problems
+    aggregations = [batch for batch in source.batches(0) if batch.document_ids is None]
     assert sum(batch.tokens for batch in aggregations) > 400
-    others = [batch for batch in source.batches(1, []) if batch.document_ids is None]
+    others = [batch for batch in source.batches(1) if batch.document_ids is None]
     assert aggregations[0].input_ids.tolist() != others[0].input_ids.tolist()
 
 
@@ -261,7 +262,7 @@ def test_a_phase_with_a_mixture_of_its_own_draws_from_that(
     text = RECIPE.replace('name = "plain"', 'name = "plain"\nmixture = { sorting = { difficulty = [1, 1] } }', 1)
     config = config_of(text, tmp_path)
     phase = PhaseRun(Run(config, RECIPE, folder), config.phases[0])
-    read = phase.run_.speaker.tokenizer.decode(phase.source.batches(0, [])[0].input_ids.flatten().tolist())
+    read = phase.run_.speaker.tokenizer.decode(phase.source.batches(0)[0].input_ids.flatten().tolist())
     assert read.count("min(") > 5
     assert "Compute" not in read
 

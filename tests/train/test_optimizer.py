@@ -11,7 +11,7 @@ from torch import nn
 from openzaya.model.config import ZayaConfig
 from openzaya.model.decoder import ZayaForCausalLM
 from openzaya.model.initialise import initialise
-from openzaya.train.balancing import Balancer, load_entropy
+from openzaya.train.balancing import Balancer, load_entropies
 from openzaya.train.config import OptimizerRecipe, PhaseRecipe
 from openzaya.train.muon import MuonAdamW, is_matrix, orthogonalise
 from openzaya.train.schedule import rate_scale, total_steps
@@ -143,8 +143,8 @@ def test_the_balancing_gradient_follows_adamw_over_several_steps() -> None:
 
 
 def test_load_entropy_is_one_when_balanced_and_zero_when_collapsed() -> None:
-    assert load_entropy(torch.full((2, 8), 1 / 8)) == pytest.approx(1.0)
-    assert load_entropy(torch.eye(8)[:1]) == pytest.approx(0.0, abs=1e-6)
+    assert load_entropies(torch.full((2, 8), 1 / 8)) == [pytest.approx(1.0)] * 2
+    assert load_entropies(torch.eye(8)[:1]) == [pytest.approx(0.0, abs=1e-6)]
 
 
 def test_rates_rise_stay_and_fall() -> None:
