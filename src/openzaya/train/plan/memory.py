@@ -6,14 +6,14 @@ from dataclasses import dataclass, fields
 
 from openzaya.model.config import ZayaConfig
 from openzaya.model.info import ITEM_BYTES
+from openzaya.train.loss import MOST_LOGITS
 from openzaya.train.plan.activations import KeptBytes
 from openzaya.train.plan.layout import Layout
 from openzaya.train.plan.parameters import MASTER_BYTES, Parameters
 
-LOGIT_BYTES = 12
-"""A score's log-likelihood, what the softmax makes of the target, and its gradient: float32 each."""
-MOST_LOGITS = 1 << 28
-"""Scores that exist at once in the fused cross-entropy."""
+SCORE_BYTES = 14
+"""Of a score in the fused cross-entropy: its log-likelihood, the target's place and the gradient in float32, and the
+gradient once more in bfloat16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +23,13 @@ class StepMemory:
     weights: float
     """In the dtype of forward and backward."""
     gathered: float
-    """Weights of blocks that are here only while they are used."""
+    """Weights that are here only while they are used."""
     gradients: float
     masters: float
     moments: float
     activations: float
     logits: float
+    """Scores of the tokens that the fused cross-entropy takes at once, and the head's gradient summed over them."""
 
     @property
     def total(self) -> float:
@@ -44,23 +45,31 @@ def step_memory(
     tokens: int,
     checkpointing: bool,
     dtype: str = "bfloat16",
+    device: str = "cuda",
 ) -> StepMemory:
     """Memory of a step whose microbatch has `tokens` tokens on each rank.
 
-    Where weights are sharded, two blocks are gathered at a time: the one that computes and the one that comes next;
-    gradients are float32 then, reduced block by block, else in the dtype of the weights.
+    Where weights are sharded, the embedding stays gathered through a step, and two blocks are at a time: the one that
+    computes and the one that comes next; gradients are float32 then, reduced block by block, else as the weights are.
     """
     item, ranks = ITEM_BYTES[dtype], layout.gpus
     local = counts.other + counts.experts / layout.expert
-    block = (counts.experts / layout.expert + counts.other) / config.num_hidden_layers
+    embedding = config.vocab_size * config.hidden_size
+    block = (local - embedding) / config.num_hidden_layers
     shard = counts.total / ranks
     sharded = layout.weights == "sharded" and ranks > 1
     return StepMemory(
         weights=(shard if sharded else local) * item,
-        gathered=2 * block * item if sharded else 0.0,
+        gathered=(2 * block + embedding) * item if sharded else 0.0,
         gradients=shard * MASTER_BYTES + block * item if sharded else local * item,
         masters=shard * MASTER_BYTES,
         moments=counts.moment_bytes / ranks,
         activations=tokens * kept.forward(config.num_hidden_layers, checkpointing=checkpointing),
-        logits=float(min(tokens * config.vocab_size, MOST_LOGITS) * LOGIT_BYTES),
+        logits=_logits(config, tokens, MOST_LOGITS.get(device, MOST_LOGITS["cuda"])),
     )
+
+
+def _logits(config: ZayaConfig, tokens: int, most: int) -> float:
+    scores = tokens * config.vocab_size
+    head = config.vocab_size * config.hidden_size * MASTER_BYTES if scores > most else 0
+    return float(min(scores, most) * SCORE_BYTES + head)
