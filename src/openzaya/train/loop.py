@@ -2,7 +2,8 @@
 
 A run lives in one folder: `tokenizer/`, and for each phase `<phase>/` (the finished checkpoint in the native layout),
 `<phase>.end` (its float32 masters and moments, from which later phases continue), `<phase>.states/` (while it runs),
-`<phase>.pool-K.jsonl` (rollouts of refresh K); `log.jsonl` (one line a report) and `report.html` are of all phases.
+`<phase>.pool-K.jsonl` (rollouts of refresh K). Of all phases are `corpora/` (their tokens), `log.jsonl` (one line a
+report) and `report.html`.
 """
 
 from __future__ import annotations
@@ -19,16 +20,15 @@ from openzaya.engine.torch_threads import torch_threads
 from openzaya.locks import alone
 from openzaya.model.checkpoint import find_model, save_model
 from openzaya.model.config import ZayaConfig
-from openzaya.train.batches import ProblemSource, check_rows
 from openzaya.train.config import CHECKPOINT, SCRATCH, PhaseRecipe, TrainConfig
 from openzaya.train.html_report import write_html_report
 from openzaya.train.learner import Learner, StepFigures
 from openzaya.train.peak import matmul_peak
 from openzaya.train.plan.flops import forward_flops, model_flops
+from openzaya.train.reading import open_reading
 from openzaya.train.refresh import refreshed_pool
 from openzaya.train.reports import Board, StepReport, append_line, boards, curves_of
 from openzaya.train.schedule import rate_scale, total_steps
-from openzaya.train.sources import BatchSource
 from openzaya.train.speaker import speaker_of
 from openzaya.train.state import Progress, States, not_written, read_state, recipe_hash, write_state
 
@@ -104,12 +104,6 @@ class Run:
             raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens and the model {shape.vocab_size}")
         return shape
 
-    def source(self, phase: PhaseRecipe) -> ProblemSource:
-        """What a phase reads; raises ValueError where a row is too short for its problems."""
-        mixture = self.config.mixture if phase.mixture is None else phase.mixture
-        check_rows(mixture, self.speaker, phase.row)
-        return ProblemSource(mixture, self.speaker, phase, self.config.seed)
-
     def _guard_recipe(self) -> None:
         kept = self.folder / "recipe.toml"
         if not kept.exists():
@@ -128,8 +122,8 @@ class PhaseRun:
 
     def __init__(self, run: Run, phase: PhaseRecipe) -> None:
         self.run_, self.phase = run, phase
-        self.problems = run.source(phase)
-        self.source: BatchSource = self.problems
+        reading = open_reading(run.config, phase, run.speaker, run.folder, run.report)
+        self.source, self.problems = reading.source, reading.problems
         self.learner = Learner.create(run.config, run.model_config, phase)
         self.states = run.states(phase)
         self.step = self.refreshes = self.bad = 0
@@ -178,7 +172,7 @@ class PhaseRun:
             self.learner.load(tensors, progress)
             self.step, self.refreshes, self.seconds_before = progress.step, progress.refreshes, progress.seconds
             self.returned_to = progress.returned_to
-            if self.refreshes:
+            if self.refreshes and self.problems is not None:
                 self.problems.pool = read_pool(self._pool_path(self.refreshes))
             self._report(f"goes on at step {self.step}")
             return
@@ -235,6 +229,7 @@ class PhaseRun:
 
     def _refresh(self) -> None:
         assert self.phase.aggregation is not None
+        assert self.problems is not None
         self.refreshes += 1
         path = self._pool_path(self.refreshes)
         if not path.exists():
