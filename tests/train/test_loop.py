@@ -16,7 +16,8 @@ import torch
 
 from openzaya.model.checkpoint import load_model
 from openzaya.train.config import TrainConfig, read_train_config
-from openzaya.train.loop import Learner, PhaseRun, Run, StepReport
+from openzaya.train.learner import Learner
+from openzaya.train.loop import PhaseRun, Run, StepReport
 
 RECIPE = """
 seed = 3

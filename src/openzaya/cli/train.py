@@ -13,7 +13,7 @@ from openzaya.cli.figures import duration
 from openzaya.cli.train_plan import show_cluster_plan, show_process_plan
 
 if TYPE_CHECKING:
-    from openzaya.train.loop import StepReport
+    from openzaya.train.reports import StepReport
 
 _PLANS = "Plans"
 
