@@ -151,9 +151,16 @@ class PhaseRun:
 
     def run(self) -> None:
         self._take_up()
-        steps = total_steps(self.phase)
         if self.run_.world.leads:
             self.boards = boards(self.run_.config.logging, self.run_.folder, self.phase.name, self.step)
+        try:
+            self._steps(total_steps(self.phase))
+            self._finish()
+        finally:
+            for board in self.boards:
+                board.close()
+
+    def _steps(self, steps: int) -> None:
         saved = reported = began = time.monotonic()
         first = self.step
         while self.step < steps:
@@ -172,12 +179,12 @@ class PhaseRun:
             if now - reported > self.run_.config.logging.every_seconds or self.step == steps:
                 reported = now
                 self._report_step(figures, steps, (now - began) / (self.step - first))
-            if self._evaluation_due(steps):
+            every = self.run_.config.held_out.every_steps
+            if every is not None and self.step % every == 0 and self.step < steps:
                 self._evaluate()
             if self._save_due(now - saved):
                 self._save()
                 saved = time.monotonic()
-        self._finish()
 
     def _take_up(self) -> None:
         start = self.run_.config.start_of(self.phase)
@@ -296,10 +303,6 @@ class PhaseRun:
         operations = model_flops(forward_flops(self.learner.model.config, self.phase.row))
         return tokens_a_second * operations / self.peak
 
-    def _evaluation_due(self, steps: int) -> bool:
-        every = self.run_.config.held_out.every_steps
-        return self.step == steps or (every is not None and self.step % every == 0)
-
     def _evaluate(self) -> None:
         losses = {
             name: self.learner.loss_of(batches)
@@ -336,13 +339,12 @@ class PhaseRun:
         self.states.write(self.learner.state(), self._progress())
 
     def _finish(self) -> None:
+        self._evaluate()
         end = self.run_.folder / f"{self.phase.name}.end"
         self.run_.world.write_end(end, self.learner, self._progress())
         if self.run_.exports:
             self._export(self.run_.folder / self.phase.name)
         self.states.close()
-        for board in self.boards:
-            board.close()
         self._report(f"finished after {self.seconds / 60:.1f} minutes of work")
         if self.run_.world.leads:
             write_html_report(self.run_.folder)
