@@ -16,13 +16,16 @@ import torch
 
 from openzaya.model.checkpoint import load_model
 from openzaya.train.config import TrainConfig, read_train_config
-from openzaya.train.loop import Learner, PhaseRun, Run, StepReport
+from openzaya.train.learner import Learner
+from openzaya.train.loop import PhaseRun, Run, StepReport
 
 RECIPE = """
 seed = 3
 threads = 1
 dtype = "float32"
 save_seconds = 0.001
+[held_out]
+tokens = 500
 [tokenizer]
 vocab_size = 330
 documents = 60
@@ -97,8 +100,9 @@ def test_a_run_lowers_the_loss_and_leaves_a_model_with_its_tokenizer_for_each_ph
 def test_a_run_gives_torch_its_threads_back(finished: tuple[Path, list[StepReport | str]], tmp_path: Path) -> None:
     before = torch.get_num_threads()
     seen: set[int] = set()
-    recipe = RECIPE.replace("threads = 1", f"threads = {before + 1}")
-    Run(config_of(recipe, tmp_path), recipe, tmp_path / "run", lambda _: seen.add(torch.get_num_threads())).run()
+    recipe = RECIPE.replace("threads = 1", f"threads = {before + 1}").replace("tokens = 6000", "tokens = 1000")
+    run = Run(config_of(recipe, tmp_path), recipe, tmp_path / "run", lambda _: seen.add(torch.get_num_threads()))
+    run.run("plain")
     assert (seen, torch.get_num_threads()) == ({before + 1}, before)
 
 
@@ -191,11 +195,10 @@ def test_plain_problems_keep_half_of_the_learned_tokens_of_an_aggregation_step(
     config = config_of(RECIPE, tmp_path)
     phase = PhaseRun(Run(config, RECIPE, folder), config.phases[1])
     phase.refreshes = 1
-    phase.pool = []
-    plain_only = sum(batch.tokens for batch in phase.source.batches(0, []))
+    plain_only = sum(batch.tokens for batch in phase.problems.batches(0))
     phase.learner.load(*_end_of(folder))
     phase._refresh()
-    batches = phase.source.batches(0, phase.pool)
+    batches = phase.problems.batches(0)
     packed = [batch for batch in batches if batch.document_ids is not None]
     aggregations = [batch for batch in batches if batch.document_ids is None]
     assert aggregations
@@ -247,10 +250,10 @@ def test_aggregation_of_slips_needs_no_rollouts(finished: tuple[Path, list[StepR
     folder, _reports = finished
     text = RECIPE.replace("refreshes = 2", "refreshes = 0\nslipped = 1.0\nfewest_tails = 1")
     config = config_of(text, tmp_path)
-    source = PhaseRun(Run(config, RECIPE, folder), config.phases[1]).source
-    aggregations = [batch for batch in source.batches(0, []) if batch.document_ids is None]
+    source = PhaseRun(Run(config, RECIPE, folder), config.phases[1]).problems
+    aggregations = [batch for batch in source.batches(0) if batch.document_ids is None]
     assert sum(batch.tokens for batch in aggregations) > 400
-    others = [batch for batch in source.batches(1, []) if batch.document_ids is None]
+    others = [batch for batch in source.batches(1) if batch.document_ids is None]
     assert aggregations[0].input_ids.tolist() != others[0].input_ids.tolist()
 
 
@@ -261,7 +264,7 @@ def test_a_phase_with_a_mixture_of_its_own_draws_from_that(
     text = RECIPE.replace('name = "plain"', 'name = "plain"\nmixture = { sorting = { difficulty = [1, 1] } }', 1)
     config = config_of(text, tmp_path)
     phase = PhaseRun(Run(config, RECIPE, folder), config.phases[0])
-    read = phase.run_.speaker.tokenizer.decode(phase.source.batches(0, [])[0].input_ids.flatten().tolist())
+    read = phase.run_.speaker.tokenizer.decode(phase.source.batches(0)[0].input_ids.flatten().tolist())
     assert read.count("min(") > 5
     assert "Compute" not in read
 

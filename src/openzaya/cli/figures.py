@@ -38,8 +38,19 @@ def byte_size(size: float) -> str:
     return f"{size:.1f} TB"
 
 
+def flops(number: float) -> str:
+    """Floating-point operations: "512", "8.75 GFLOP", "143 TFLOP"."""
+    for unit in ("", " kFLOP", " MFLOP", " GFLOP", " TFLOP", " PFLOP"):
+        if number < 999.5:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g} EFLOP"
+
+
 def count(number: int) -> str:
-    """ "1,283", or in millions and billions where it is long: "8.84 billion"."""
+    """ "1,283", or in millions, billions and trillions where it is long: "8.84 billion"."""
+    if number >= 1e12:
+        return f"{number / 1e12:.2f} trillion"
     if number >= 1e9:
         return f"{number / 1e9:.2f} billion"
     return f"{number / 1e6:.2f} million" if number >= 1e6 else f"{number:,}"

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openzaya.cli.exits import say
+from openzaya.cli.exits import InputError, say
 from openzaya.cli.figures import duration
+from openzaya.cli.train_plan import show_cluster_plan, show_process_plan
 
 if TYPE_CHECKING:
-    from openzaya.train.config import TrainConfig
-    from openzaya.train.loop import StepReport
+    from openzaya.train.reports import StepReport
+
+_PLANS = "Plans"
 
 
 def train(
@@ -27,7 +28,31 @@ def train(
         typer.Option(metavar="NAME", help="Only this phase. Those that do not build on each other may run at once."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved recipe and the plan as JSON, and train nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print the resolved recipe and what it takes on this machine; train nothing.",
+            rich_help_panel=_PLANS,
+        ),
+    ] = False,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CLUSTER.toml",
+            help="Print what it takes on a described cluster; train nothing.",
+            rich_help_panel=_PLANS,
+        ),
+    ] = None,
+    measured: Annotated[
+        float | None,
+        typer.Option(
+            metavar="N",
+            help="For both: tokens a second (of one GPU) that the first phase was seen to do.",
+            rich_help_panel=_PLANS,
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print either as one JSON object.", rich_help_panel=_PLANS)
     ] = False,
 ) -> None:
     """Train a model by a recipe.
@@ -36,11 +61,17 @@ def train(
     A run that was stopped goes on where it was when the same command is given again.
     """
     from openzaya.train.config import read_train_config
+    from openzaya.train.plan.cluster import read_cluster
 
     config = read_train_config(recipe)
     folder = out or Path("runs") / recipe.stem
+    if measured is not None and measured <= 0:
+        raise InputError(f"--measured is {measured:g}; it must be above 0")
+    if plan is not None:
+        show_cluster_plan(config, folder, read_cluster(plan), measured=measured, as_json=as_json)
+        return
     if dry_run:
-        print(json.dumps(plan_of(config, folder), indent=2))
+        show_process_plan(config, folder, measured=measured, as_json=as_json)
         return
     from openzaya.train.loop import Run
 
@@ -51,29 +82,6 @@ def train(
         error.add_note(f"{folder} is whole; the same command goes on, and repeats {config.save_seconds:.0f} s at most")
         raise
     print(folder)
-
-
-def plan_of(config: TrainConfig, folder: Path) -> dict[str, object]:
-    """The resolved recipe, the model's size and the steps of each phase, as plain values."""
-    from openzaya.model.info import model_info
-    from openzaya.train.schedule import total_steps
-
-    sizes = model_info(config.model.build(vocab_size=config.tokenizer.vocab_size, dtype="float32"))
-    phases = [
-        {"name": phase.name, "start": phase.start, "steps": total_steps(phase), "tokens": phase.tokens,
-         "checkpoint": str(folder / phase.name)}
-        for phase in config.phases
-    ]  # fmt: skip
-    return {
-        "recipe": config.model_dump(mode="json"),
-        "plan": {
-            "folder": str(folder),
-            "parameters": sizes.total,
-            "active_parameters": sizes.active,
-            "tokens": sum(phase.tokens for phase in config.phases),
-            "phases": phases,
-        },
-    }
 
 
 class _Reporter:
@@ -88,10 +96,11 @@ class _Reporter:
             self._end_line()
             say(report)
             return
+        share = "" if report.utilisation is None else f" ({report.utilisation:.1%} of the matmul peak)"
         line = (
             f"{report.phase}: step {report.step:,} of {report.steps:,}, loss {report.loss:.4f}, "
             f"gradient {report.gradient_norm:.2f}, expert balance {report.load_entropy:.3f}, "
-            f"{report.tokens_per_second:,.0f} tokens/s, {duration(report.seconds_left)} left"
+            f"{report.tokens_per_second:,.0f} tokens/s{share}, {duration(report.seconds_left)} left"
         )
         if not self._moves:
             say(line)

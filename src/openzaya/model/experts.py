@@ -30,13 +30,21 @@ class Experts(nn.Module):
         # Skipped tokens ride along with the last expert at weight 0, so that no shape depends on the routing.
         order_T = torch.argsort(chosen_T, stable=True)
         tokens_E = count(chosen_T.clamp_max(experts - 1), experts)
-        gate, up = grouped_linear(x_TD[order_T], self.gate_up_proj, tokens_E).chunk(2, dim=-1)
-        sorted_TD = grouped_linear(F.silu(gate) * up, self.down_proj, tokens_E)
+        gate, up = self.expand(x_TD[order_T], tokens_E).chunk(2, dim=-1)
+        sorted_TD = self.contract(F.silu(gate) * up, tokens_E)
         output_TD = torch.empty_like(sorted_TD).index_copy(0, order_T, sorted_TD)
         output_TD = output_TD * weight_T.masked_fill(skipped_T, 0)[:, None]
         if self.skip_is_identity:
             output_TD = output_TD + x_TD * (weight_T * skipped_T)[:, None]
         return output_TD
+
+    def expand(self, x_TD: Tensor, tokens_E: Tensor) -> Tensor:
+        """Gate and up side by side, (T, 2 F), of tokens sorted by expert."""
+        return grouped_linear(x_TD, self.gate_up_proj, tokens_E)
+
+    def contract(self, x_TF: Tensor, tokens_E: Tensor) -> Tensor:
+        """Back to the width of the stream, (T, D)."""
+        return grouped_linear(x_TF, self.down_proj, tokens_E)
 
 
 def count(chosen_T: Tensor, classes: int) -> Tensor:

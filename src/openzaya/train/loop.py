@@ -1,117 +1,37 @@
-"""The training loop of one process: phases one after the other, each resumable at any moment.
+"""The training loop: phases one after the other, each resumable at any moment.
 
 A run lives in one folder: `tokenizer/`, and for each phase `<phase>/` (the finished checkpoint in the native layout),
-`<phase>.end` (its float32 masters and moments, from which later phases continue), `<phase>.state` (while it runs),
-`<phase>.pool-K.jsonl` (rollouts of refresh K) and `log.jsonl` (one line a report).
+`<phase>.end` (its float32 masters and moments, from which later phases continue), `<phase>.states/` (while it runs),
+`<phase>.pool-K.jsonl` (rollouts of refresh K). Of all phases are `corpora/` (their tokens), `log.jsonl` (one line a
+report) and `report.html`.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-
-from openzaya.chat import ChatTemplate, Tokenizer, render_reply, train_tokenizer
-from openzaya.data.mixture import draw_problem
-from openzaya.data.packing import Batch
-from openzaya.data.rollouts import PoolEntry, Speaker, read_pool, roll_out, thinned, write_pool
-from openzaya.engine.engine import Engine
+from openzaya.data.rollouts import Speaker, read_pool, write_pool
 from openzaya.engine.torch_threads import torch_threads
 from openzaya.locks import alone
-from openzaya.model.checkpoint import save_model
+from openzaya.model.checkpoint import find_model, save_model
 from openzaya.model.config import ZayaConfig
-from openzaya.model.decoder import ZayaForCausalLM
-from openzaya.model.initialise import initialise
-from openzaya.model.router import Routing
-from openzaya.mrsa.prompts import bundled_prompts
-from openzaya.train.balancing import Balancer
-from openzaya.train.batches import BatchSource, check_rows
-from openzaya.train.config import PhaseRecipe, TrainConfig
-from openzaya.train.muon import MuonAdamW
+from openzaya.train.config import CHECKPOINT, SCRATCH, PhaseRecipe, TrainConfig
+from openzaya.train.html_report import write_html_report
+from openzaya.train.learner import StepFigures
+from openzaya.train.peak import matmul_peak
+from openzaya.train.plan.flops import forward_flops, model_flops
+from openzaya.train.reading import open_reading
+from openzaya.train.refresh import refreshed_pool
+from openzaya.train.reports import Board, StepReport, append_line, boards, curves_of
 from openzaya.train.schedule import rate_scale, total_steps
-from openzaya.train.state import Progress, read_state, recipe_hash, write_state
-
-_REPORT_SECONDS = 10.0
-_POOL_INDICES = 1 << 40
-"""Problem numbers from here on are for rollouts, so that no pool shares a problem with a plain step."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """What one report line says."""
-
-    phase: str
-    step: int
-    steps: int
-    loss: float
-    """Mean negative log-likelihood of a learned token, in nats."""
-    gradient_norm: float
-    load_entropy: float
-    tokens_per_second: float
-    seconds_left: float
-    """Of this phase."""
-
-
-@dataclass(slots=True)
-class Learner:
-    """The model in its training dtype with its optimizers; `step` is one update."""
-
-    model: ZayaForCausalLM
-    optimizer: MuonAdamW
-    balancer: Balancer
-
-    @classmethod
-    def create(cls, config: TrainConfig, model_config: ZayaConfig) -> Learner:
-        model = initialise(ZayaForCausalLM(model_config), config.seed)
-        optimizer = MuonAdamW(model.named_parameters(), config.optimizer)
-        # The optimizer has copied its float32 masters by now; buffers (the balancing biases) stay float32.
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(getattr(torch, config.dtype))
-        for slot in optimizer.slots.values():
-            slot.parameter.data = slot.parameter.data.to(getattr(torch, config.dtype))
-        return cls(model, optimizer, Balancer(model, config.optimizer.balancing_rate))
-
-    def step(self, batches: list[Batch], scale: float) -> tuple[float, float, float]:
-        """Returns the loss, the gradient norm and the load entropy."""
-        learned = sum(batch.learned_tokens for batch in batches)
-        loss = sum(self._accumulate(batch, learned) for batch in batches)
-        norm = self.optimizer.clip()
-        self.optimizer.step(scale)
-        return loss, norm, self.balancer.step(min(1.0, scale))
-
-    def _accumulate(self, batch: Batch, learned: int) -> float:
-        routing = Routing()
-        documents = None if batch.document_ids is None else torch.from_numpy(batch.document_ids)
-        hidden = self.model.hidden(torch.from_numpy(batch.input_ids), document_ids=documents, routing=routing)
-        places = torch.from_numpy(batch.learned)
-        logits = self.model.logits(hidden[places])
-        loss = F.cross_entropy(logits, torch.from_numpy(batch.targets)[places], reduction="sum") / learned
-        loss.backward()
-        real = torch.from_numpy(batch.real).flatten()
-        self.balancer.count([chosen[real] for chosen in routing.chosen])
-        return loss.item()
-
-    def state(self) -> dict[str, torch.Tensor]:
-        return self.optimizer.state() | self.balancer.state()
-
-    def load(self, tensors: dict[str, torch.Tensor], progress: Progress) -> None:
-        self.optimizer.load_state(tensors, progress.optimizer_steps)
-        self.balancer.load_state(tensors, progress.balancing_steps)
-
-    def master_model(self) -> ZayaForCausalLM:
-        """A float32 copy of the model made of the masters."""
-        copy = ZayaForCausalLM(self.model.config)
-        masters = {name: slot.master.clone() for name, slot in self.optimizer.slots.items()}
-        biases = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        copy.load_state_dict(masters | biases)
-        return copy.eval()
+from openzaya.train.speaker import speaker_of
+from openzaya.train.state import Progress, not_written, recipe_hash
+from openzaya.train.world import Keeper, World
 
 
 @dataclass(slots=True)
@@ -123,66 +43,69 @@ class Run:
     """The recipe's text; its hash guards against resuming another recipe's state."""
     folder: Path
     report: Callable[[StepReport | str], None] = lambda _report: None
+    world: World = field(default_factory=World)
     _speaker: Speaker | None = field(default=None, init=False)
 
     def run(self, only: str | None = None) -> None:
         """Do every phase that is not finished, or only the one named (phases apart may run at once).
 
-        Raises ValueError where the folder belongs to another recipe, the phase does not exist, or the phase that it
-        starts from is not finished.
+        Raises ValueError where the folder belongs to another recipe, the phase does not exist, the phase that it
+        starts from is not finished, the disk is full, or no loss is finite however far the run goes back.
         """
         phases = [phase for phase in self.config.phases if only in (None, phase.name)]
         if not phases:
             names = ", ".join(phase.name for phase in self.config.phases)
             raise ValueError(f"the phase {only!r} is not in the recipe; it has {names}")
         self.folder.mkdir(parents=True, exist_ok=True)
-        with alone(self.folder):
+        with self.world.leader_first(), alone(self.folder):
             self._guard_recipe()
         with torch_threads(self.config.threads):
             for phase in phases:
-                if (self.folder / phase.name).is_dir():
-                    self._say(f"{phase.name}: finished before")
+                if self.is_finished(phase):
+                    self.states(phase).close()
+                    self.say(f"{phase.name}: finished before")
                 else:
                     PhaseRun(self, phase).run()
+
+    def is_finished(self, phase: PhaseRecipe) -> bool:
+        """Whether a phase has left what it leaves."""
+        name = phase.name if self.exports else f"{phase.name}.end"
+        return (self.folder / name).exists()
+
+    @property
+    def exports(self) -> bool:
+        """Whether phases leave checkpoint folders: not where the model fits no layout."""
+        return self.config.ablation.router == "mlp"
+
+    def states(self, phase: PhaseRecipe) -> Keeper:
+        """Where the states of a phase are kept while it runs."""
+        return self.world.states(self.folder / f"{phase.name}.states", self.config.keep_last, self.config.keep_every)
 
     @property
     def speaker(self) -> Speaker:
         if self._speaker is None:
-            tokenizer = self._tokenizer(self.folder / "tokenizer")
-            template = ChatTemplate.from_folder(self.folder / "tokenizer")
-            self._speaker = Speaker(tokenizer, template, bundled_prompts())
+            with self.world.leader_first():
+                self._speaker = speaker_of(self.config, self.folder, self.say)
         return self._speaker
 
     @property
     def model_config(self) -> ZayaConfig:
-        tokenizer = self.speaker.tokenizer
-        return self.config.model.build(
-            vocab_size=tokenizer.vocab_size,
-            pad_token_id=tokenizer.pad_id,
-            bos_token_id=tokenizer.bos_id,
-            eos_token_id=min(tokenizer.eos_ids),
-            dtype="float32",
-        )
-
-    def _tokenizer(self, folder: Path) -> Tokenizer:
-        with alone(self.folder):
-            if not folder.is_dir():
-                recipe = self.config.tokenizer
-                self._say(f"tokenizer: training on {recipe.documents:,} problems")
-                partial = folder.with_suffix(".partial")
-                train_tokenizer(self._tokenizer_texts(), recipe.vocab_size, partial)
-                partial.replace(folder)
-        return Tokenizer.from_folder(folder)
-
-    def _tokenizer_texts(self) -> Iterator[str]:
-        template, prompts = ChatTemplate.built_in(), bundled_prompts()
-        for index in range(self.config.tokenizer.documents):
-            problem = draw_problem(self.config.mixture, self.config.seed, _POOL_INDICES // 2 + index)
-            question = template.render([{"role": "user", "content": problem.question}])
-            yield question + render_reply(problem.worked.reasoning, problem.reply())
-            # Aggregation reads its wording in every prompt.
-            if index % 4 == 0:
-                yield prompts.fixed_text("math", 4)
+        """The shape of the model; raises ValueError where the tokenizer has more tokens than it."""
+        tokenizer, model = self.speaker.tokenizer, self.config.model
+        if model.checkpoint is not None:
+            shape = ZayaConfig.from_folder(find_model(model.checkpoint))
+        else:
+            fitted = {
+                "vocab_size": tokenizer.vocab_size,
+                "pad_token_id": tokenizer.pad_id,
+                "bos_token_id": tokenizer.bos_id,
+                "eos_token_id": min(tokenizer.eos_ids),
+                "dtype": "float32",
+            }
+            shape = model.build(**{name: value for name, value in fitted.items() if name not in model.changes})
+        if shape.vocab_size < tokenizer.vocab_size:
+            raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens and the model {shape.vocab_size}")
+        return shape
 
     def _guard_recipe(self) -> None:
         kept = self.folder / "recipe.toml"
@@ -193,12 +116,15 @@ class Run:
         elif recipe_hash(kept.read_text(encoding="utf-8")) != recipe_hash(self.recipe):
             raise ValueError(f"{self.folder} holds a run of another recipe; give another folder or remove this one")
 
-    def _say(self, sentence: str) -> None:
-        self.report(sentence)
+    def say(self, report: StepReport | str) -> None:
+        """Report something, once for all processes."""
+        if self.world.leads:
+            self.report(report)
 
     def log(self, **fields: Any) -> None:
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(fields) + "\n")
+        """Add a line to the log, once for all processes."""
+        if self.world.leads:
+            append_line(self.folder / "log.jsonl", fields)
 
 
 class PhaseRun:
@@ -206,14 +132,18 @@ class PhaseRun:
 
     def __init__(self, run: Run, phase: PhaseRecipe) -> None:
         self.run_, self.phase = run, phase
-        self.mixture = run.config.mixture if phase.mixture is None else phase.mixture
-        check_rows(self.mixture, run.speaker, phase.row)
-        self.source = BatchSource(self.mixture, run.speaker, phase, run.config.seed)
-        self.learner = Learner.create(run.config, run.model_config)
-        self.step = self.refreshes = 0
-        self.pool: list[PoolEntry] = []
+        speaker, world = run.speaker, run.world
+        with world.leader_first():
+            reading = open_reading(run.config, phase, speaker, run.folder, run.say, world.rank, world.ranks)
+        self.source, self.problems = reading.source, reading.problems
+        self.learner = world.learner(run.config, run.model_config, phase)
+        self.states = run.states(phase)
+        self.step = self.refreshes = self.bad = 0
+        self.returned_to: int | None = None
         self.seconds_before = 0.0
         self.started = time.monotonic()
+        self.boards: list[Board] = []
+        self.peak: float | None = None
 
     @property
     def seconds(self) -> float:
@@ -221,47 +151,93 @@ class PhaseRun:
 
     def run(self) -> None:
         self._take_up()
-        steps = total_steps(self.phase)
-        saved = reported = time.monotonic()
-        began, first = time.monotonic(), self.step
+        if self.run_.world.leads:
+            self.boards = boards(self.run_.config.logging, self.run_.folder, self.phase.name, self.step)
+        try:
+            self._steps(total_steps(self.phase))
+            self._finish()
+        finally:
+            for board in self.boards:
+                board.close()
+
+    def _steps(self, steps: int) -> None:
+        saved = reported = began = time.monotonic()
+        first = self.step
         while self.step < steps:
             if self._refresh_due(steps):
                 self._refresh()
-                self._save(self._path("state"))
+                if not self.bad:
+                    self._save()
                 began, first = time.monotonic(), self.step
-            scale = rate_scale(self.phase, self.step)
-            loss, norm, entropy = self.learner.step(self.source.batches(self.step, self.pool), scale)
+            figures = self.learner.step(self.source.batches(self.step), rate_scale(self.phase, self.step))
             self.step += 1
+            if not figures.taken:
+                self._pass_over(figures)
+                continue
+            self.bad, self.returned_to = 0, None
             now = time.monotonic()
-            if now - reported > _REPORT_SECONDS or self.step == steps:
+            if now - reported > self.run_.config.logging.every_seconds or self.step == steps:
                 reported = now
-                each = (now - began) / (self.step - first)
-                self._report(
-                    StepReport(
-                        self.phase.name, self.step, steps, loss, norm, entropy,
-                        self.phase.batch_tokens / each, each * (steps - self.step),
-                    )
-                )  # fmt: skip
-            if now - saved > self.run_.config.save_seconds:
-                self._save(self._path("state"))
+                self._report_step(figures, steps, (now - began) / (self.step - first))
+            every = self.run_.config.held_out.every_steps
+            if every is not None and self.step % every == 0 and self.step < steps:
+                self._evaluate()
+            if self._save_due(now - saved):
+                self._save()
                 saved = time.monotonic()
-        self._finish()
 
     def _take_up(self) -> None:
-        state = self._path("state")
-        if state.exists():
-            tensors, progress = read_state(state)
+        start = self.run_.config.start_of(self.phase)
+        for tensors, progress in self.states.read(self._report):
             self.learner.load(tensors, progress)
             self.step, self.refreshes, self.seconds_before = progress.step, progress.refreshes, progress.seconds
-            if self.refreshes:
-                self.pool = read_pool(self._pool_path(self.refreshes))
-            self.run_.report(f"{self.phase.name}: goes on at step {self.step}")
-        elif self.phase.start != "scratch":
-            end = self.run_.folder / f"{self.phase.start}.end"
+            self.returned_to = progress.returned_to
+            if self.refreshes and self.problems is not None:
+                self.problems.pool = read_pool(self._pool_path(self.refreshes))
+            self._report(f"goes on at step {self.step}")
+            return
+        if start not in (SCRATCH, CHECKPOINT):
+            end = self.run_.folder / f"{start}.end"
             if not end.exists():
-                raise ValueError(f"the phase {self.phase.name!r} starts from {self.phase.start!r}: run that one first")
-            tensors, progress = read_state(end)
-            self.learner.load(tensors, progress)
+                raise ValueError(f"the phase {self.phase.name!r} starts from {start!r}: run that one first")
+            self.run_.world.read_end(end, self.learner)
+        self._save()
+
+    # ---- steps that came to nothing ----
+
+    def _pass_over(self, figures: StepFigures) -> None:
+        self.bad += 1
+        self._report(
+            f"step {self.step} is passed over: its loss is {figures.loss:.4g} and its gradient "
+            f"{figures.gradient_norm:.4g}"
+        )
+        if self.bad == self.run_.config.bad_steps:
+            self._go_back()
+
+    def _go_back(self) -> None:
+        """Take up the newest state and go on behind the steps that were passed over.
+
+        What was read since that state is not read again: the same steps would come to the same end. A state that was
+        taken up already, and from which no step could be taken, makes way for the one before it.
+        """
+        older = (found for found in self.states.read(self._report) if self._is_older(found[1]))
+        taken = next(older, None)
+        if taken is None:
+            raise ValueError(
+                f"{self.phase.name}: {self.bad} steps in a row up to step {self.step} have no finite loss, and there "
+                "is no earlier state to go back to; lower the rates, or lengthen the warm-up"
+            )
+        tensors, progress = taken
+        self.learner.load(tensors, progress)
+        self.bad, self.returned_to = 0, progress.step
+        self._report(f"back to the weights of step {progress.step}, going on behind step {self.step}")
+        self._save()
+        self.states.remove(progress.step)
+
+    def _is_older(self, progress: Progress) -> bool:
+        if self.returned_to is None:
+            return True
+        return progress.step < self.returned_to and progress.returned_to is None
 
     # ---- rollouts for aggregation ----
 
@@ -272,78 +248,120 @@ class PhaseRun:
         return self.step * aggregation.refreshes >= self.refreshes * steps
 
     def _refresh(self) -> None:
-        recipe = self.phase.aggregation
-        assert recipe is not None
+        assert self.phase.aggregation is not None
+        assert self.problems is not None
         self.refreshes += 1
-        path = self._pool_path(self.refreshes)
-        if not path.exists():
-            first = _POOL_INDICES + self.refreshes * recipe.problems
-            self.run_.report(f"{self.phase.name}: rollouts of {recipe.problems} problems, refresh {self.refreshes}")
-            with Engine(
-                self.learner.master_model(), tokenizer=self.run_.speaker.tokenizer, max_batch=512, prefill_chunk=4096
-            ) as engine:
-
-                def sample(
-                    prompts: Sequence[Sequence[int]], *, rollouts: int, max_tokens: int, seed: int
-                ) -> list[list[tuple[int, ...]]]:
-                    replies = engine.generate(prompts, max_tokens=max_tokens, n=rollouts, seed=seed)
-                    return [[reply.token_ids for reply in group] for group in replies]
-
-                pool = roll_out(
-                    sample,
-                    self.mixture,
-                    self.run_.speaker,
-                    range(first, first + recipe.problems),
-                    rollouts=recipe.rollouts,
-                    tails=recipe.tails,
-                    tau=recipe.tau,
-                    beta=recipe.beta,
-                    second_round=round(recipe.second_round * recipe.problems),
-                    seed=self.run_.config.seed,
-                    report=lambda line: self._report(f"{self.phase.name}: {line}"),
+        path, run = self._pool_path(self.refreshes), self.run_
+        model = None if path.exists() else self.learner.master_model()
+        with run.world.leader_first():
+            if model is not None and run.world.leads:
+                pool = refreshed_pool(
+                    model,
+                    self.phase.aggregation,
+                    self.problems.mixture,
+                    run.speaker,
+                    self.refreshes,
+                    run.config.seed,
+                    self._report,
                 )
-            seed = self.run_.config.seed + self.refreshes
-            kept = thinned(pool, solved=recipe.solved, unsolved=recipe.unsolved, seed=seed)
-            self._report(f"{self.phase.name}: {len(kept)} of {len(pool)} sets of tails are kept")
-            write_pool(path, kept)
-        self.pool = read_pool(path)
+                write_pool(path, pool)
+            self.problems.pool = read_pool(path)
 
     def _pool_path(self, refresh: int) -> Path:
         return self.run_.folder / f"{self.phase.name}.pool-{refresh}.jsonl"
 
-    # ---- reports and state ----
+    # ---- reports ----
 
-    def _report(self, report: StepReport | str) -> None:
-        self.run_.report(report)
-        if isinstance(report, str):
-            self.run_.log(phase=self.phase.name, step=self.step, note=report)
-        else:
-            self.run_.log(
-                **{name: getattr(report, name) for name in StepReport.__slots__}, seconds=round(self.seconds, 1)
-            )
+    def _report(self, sentence: str) -> None:
+        self.run_.say(f"{self.phase.name}: {sentence}")
+        self.run_.log(phase=self.phase.name, step=self.step, note=sentence)
 
-    def _path(self, ending: str) -> Path:
-        return self.run_.folder / f"{self.phase.name}.{ending}"
+    def _report_step(self, figures: StepFigures, steps: int, each: float) -> None:
+        tokens_a_second = self.phase.batch_tokens / each
+        report = StepReport(
+            phase=self.phase.name,
+            step=self.step,
+            steps=steps,
+            loss=figures.loss,
+            gradient_norm=figures.gradient_norm,
+            load_entropy=figures.load_entropy,
+            tokens_per_second=tokens_a_second,
+            seconds_left=each * (steps - self.step),
+            rate=rate_scale(self.phase, self.step - 1),
+            utilisation=self._utilisation(tokens_a_second),
+            load_entropies=tuple(figures.load_entropies),
+        )
+        self.run_.say(report)
+        self.run_.log(**asdict(report), seconds=round(self.seconds, 1))
+        for board in self.boards:
+            board.add(curves_of(report), self.step)
 
-    def _save(self, path: Path) -> None:
-        progress = Progress(
+    def _utilisation(self, tokens_a_second: float) -> float:
+        weight = next(self.learner.model.parameters())
+        if self.peak is None:
+            self.peak = matmul_peak(weight.device, weight.dtype)
+        operations = model_flops(forward_flops(self.learner.model.config, self.phase.row))
+        return tokens_a_second * operations / self.peak
+
+    def _evaluate(self) -> None:
+        losses = {
+            name: self.learner.loss_of(batches)
+            for name, batches in self.source.held_out(self.run_.config.held_out.tokens).items()
+            if batches
+        }
+        told = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+        self.run_.say(f"{self.phase.name}: held-out loss at step {self.step:,}: {told}")
+        self.run_.log(phase=self.phase.name, step=self.step, held_out=losses)
+        for board in self.boards:
+            board.add({f"held_out/{name}": loss for name, loss in losses.items()}, self.step)
+
+    # ---- state ----
+
+    def _save_due(self, seconds: float) -> bool:
+        config = self.run_.config
+        multiples = [every for every in (config.save_steps, config.keep_every) if every is not None]
+        late = self.run_.world.agreed(seconds > config.save_seconds)
+        return late or any(self.step % every == 0 for every in multiples)
+
+    def _progress(self) -> Progress:
+        return Progress(
             recipe_hash(self.run_.recipe),
             self.phase.name,
             self.step,
             self.learner.optimizer.step_count,
-            self.learner.balancer.step_count,
+            self.learner.balancer.controller.step_count,
             self.refreshes,
             self.seconds,
+            self.returned_to,
         )
-        write_state(path, self.learner.state(), progress)
+
+    def _save(self) -> None:
+        self.states.write(self.learner.state(), self._progress())
 
     def _finish(self) -> None:
-        self._save(self._path("end"))
-        folder = self.run_.folder / self.phase.name
+        self._evaluate()
+        end = self.run_.folder / f"{self.phase.name}.end"
+        self.run_.world.write_end(end, self.learner, self._progress())
+        if self.run_.exports:
+            self._export(self.run_.folder / self.phase.name)
+        self.states.close()
+        self._report(f"finished after {self.seconds / 60:.1f} minutes of work")
+        if self.run_.world.leads:
+            write_html_report(self.run_.folder)
+
+    def _export(self, folder: Path) -> None:
         partial = folder.with_suffix(".partial")
+        model, config = self.learner.master_model(), self.run_.config
+        if not self.run_.world.leads:
+            return
+        # Training from random weights keeps the masters as they are; a checkpoint goes on in the type that it came in.
+        dtype = None if config.model.checkpoint is None else self.run_.model_config.dtype
         shutil.rmtree(partial, ignore_errors=True)
-        save_model(self.learner.master_model(), partial)
-        shutil.copytree(self.run_.folder / "tokenizer", partial, dirs_exist_ok=True)
-        partial.replace(folder)
-        self._path("state").unlink(missing_ok=True)
-        self._report(f"{self.phase.name}: finished after {self.seconds / 60:.1f} minutes of work")
+        try:
+            save_model(model, partial, dtype=dtype)
+            shutil.copytree(self.run_.folder / "tokenizer", partial, dirs_exist_ok=True)
+            partial.replace(folder)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            size = sum(parameter.nbytes for parameter in model.parameters())
+            raise ValueError(not_written(folder, size, error)) from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,16 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic iteration; they push every singular value into about 0.7 to 1.2 within five steps."""
 
 
-def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
+@cache
+def iteration_dtype(device: str) -> torch.dtype:
+    """What a kind of device iterates in: bfloat16, but for processors that would have to emulate it."""
+    emulated = device == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.float32 if emulated else torch.bfloat16
+
+
+def orthogonalise(matrix: Tensor, steps: int = 5, dtype: torch.dtype | None = None) -> Tensor:
     """The nearest semi-orthogonal matrix, roughly, of each matrix in a stack (..., rows, columns)."""
-    x = matrix.bfloat16()
+    x = matrix.to(dtype or iteration_dtype(matrix.device.type))
     wide = x.shape[-2] <= x.shape[-1]
     if not wide:
         x = x.mT
@@ -34,8 +42,11 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether Muon trains this parameter: linear weights and expert stacks, no embedding, head or convolution."""
-    apart = ("embed_tokens", "lm_head", "conv_qk")
+    """Whether Muon trains this parameter: linear weights and expert stacks, no embedding, head or convolution.
+
+    Nor an adapter: what its two factors do lies in their product, which orthogonal steps of each know nothing of.
+    """
+    apart = ("embed_tokens", "lm_head", "conv_qk", "lora_")
     return parameter.ndim >= 2 and not any(part in name for part in apart)
 
 
@@ -52,6 +63,7 @@ class _Slot:
     master: Tensor
     moments: tuple[Tensor, ...]
     matrix: bool
+    decays: bool
     share: float
     """Of the recipe's rates."""
 
@@ -64,16 +76,26 @@ class MuonAdamW:
         self.step_count = 0
         self.slots: dict[str, _Slot] = {}
         for name, parameter in parameters:
-            matrix = is_matrix(name, parameter)
+            if not parameter.requires_grad:
+                continue
+            matrix = is_matrix(name, parameter) and recipe.matrices == "muon"
+            # Scales, norms, biases and convolutions have their own resting values.
+            decays = is_matrix(name, parameter) or (parameter.ndim == 2 and "conv_qk" not in name)
             master = parameter.detach().float().clone()
             moments = tuple(torch.zeros_like(master) for _ in range(1 if matrix else 2))
             share = recipe.router_share if is_router(name) else 1.0
-            self.slots[name] = _Slot(parameter, master, moments, matrix, share)
+            self.slots[name] = _Slot(parameter, master, moments, matrix, decays, share)
+
+    def forget(self) -> None:
+        """Drop all gradients, for a step that is not taken."""
+        for slot in self.slots.values():
+            slot.parameter.grad = None
 
     def clip(self) -> float:
         """Scale all gradients so that their joint norm is at most the recipe's; returns the norm before."""
         gradients = [slot.parameter.grad for slot in self.slots.values() if slot.parameter.grad is not None]
-        norm = float(torch.stack([gradient.float().pow(2).sum() for gradient in gradients]).sum().sqrt())
+        squares = [gradient.float().pow(2).sum() for gradient in gradients]
+        norm = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
         if norm > self.recipe.clip:
             for gradient in gradients:
                 gradient.mul_(self.recipe.clip / norm)
@@ -97,8 +119,8 @@ class MuonAdamW:
     def _muon(self, slot: _Slot, gradient: Tensor, rate: float) -> None:
         (momentum,) = slot.moments
         momentum.lerp_(gradient, 1 - self.recipe.momentum)
-        direction = orthogonalise(gradient.lerp(momentum, self.recipe.momentum))
-        size = 0.2 * max(slot.master.shape[-2:]) ** 0.5
+        direction = orthogonalise(gradient.lerp(momentum, self.recipe.momentum), self.recipe.newton_schulz_steps)
+        size = self.recipe.matched_size * max(slot.master.shape[-2:]) ** 0.5
         slot.master.mul_(1 - rate * self.recipe.weight_decay).add_(direction, alpha=-rate * size)
 
     def _adamw(self, slot: _Slot, gradient: Tensor, rate: float) -> None:
@@ -108,8 +130,7 @@ class MuonAdamW:
         second.lerp_(gradient.square(), 1 - beta2)
         corrected = first / (1 - beta1**self.step_count)
         spread = (second / (1 - beta2**self.step_count)).sqrt_().add_(1e-8)
-        # Decay on embeddings only: scales, norms and biases have their own resting values.
-        if slot.master.ndim == 2:
+        if slot.decays:
             slot.master.mul_(1 - rate * self.recipe.weight_decay)
         slot.master.sub_(corrected.div_(spread), alpha=rate)
 
