@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openzaya.data.examples import Example
-from openzaya.data.packing import best_fit_decreasing, make_batch
+from openzaya.data.packing import best_fit_decreasing, make_batch, packing_report
 
 lengths = st.lists(st.integers(1, 50), min_size=1, max_size=60)
 
@@ -59,3 +59,19 @@ def test_rows_of_one_example_need_no_document_marks() -> None:
 def test_padding_is_marked_whether_or_not_rows_are_packed() -> None:
     assert make_batch([[example(3)], [example(2)]]).real.tolist() == [[True] * 3, [True, True, False]]
     assert make_batch([[example(1), example(2)], [example(2)]]).real.tolist() == [[True] * 3, [True, True, False]]
+
+
+@given(lengths)
+def test_the_packing_report_counts_places_and_never_beats_the_fewest_rows(sizes: list[int]) -> None:
+    rows = best_fit_decreasing(sizes, 50)
+    report = packing_report(sizes, rows, 50)
+    assert (report.examples, report.tokens, report.rows) == (len(sizes), sum(sizes), len(rows))
+    assert report.fewest_rows <= report.rows <= report.examples
+    assert report.efficiency == sum(sizes) / (50 * len(rows))
+
+
+def test_the_packing_report_says_how_full_rows_are() -> None:
+    sizes = [6, 5, 4, 3]
+    report = packing_report(sizes, best_fit_decreasing(sizes, 10), 10)
+    assert str(report) == "4 examples of 18 tokens in 2 rows of 10 (at least 2; one a row would be 4): 90.0% full"
+    assert packing_report([], [], 10).efficiency == 1.0

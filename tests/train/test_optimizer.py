@@ -154,3 +154,33 @@ def test_rates_rise_stay_and_fall() -> None:
     assert scales[9:50] == [pytest.approx(0.8)] * 41
     assert all(later < earlier for earlier, later in itertools.pairwise(scales[51:]))
     assert scales[-1] == pytest.approx(0.8 * (0.1 + 0.9 / 50))
+
+
+@pytest.mark.parametrize("shape", [(6, 10), (10, 6), (3, 8, 8), (2, 4, 5, 9)])
+@pytest.mark.parametrize("steps", [1, 5])
+def test_a_batched_iteration_is_float64s_of_each_matrix_alone(shape: tuple[int, ...], steps: int) -> None:
+    stack = torch.randn(shape, generator=torch.Generator().manual_seed(steps))
+    exact = orthogonalise(stack, steps, torch.float32)
+    rounded = orthogonalise(stack, steps)
+    for place in np.ndindex(shape[:-2]):
+        x = stack[place].double().numpy()
+        x = x / np.linalg.norm(x)
+        for _ in range(steps):
+            gram = x @ x.T
+            x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        assert np.allclose(exact[place].numpy(), x, atol=1e-4)
+        assert np.linalg.norm(rounded[place].numpy() - x) < 0.1 * np.linalg.norm(x)
+
+
+def test_adamw_on_matrices_decays_them_as_torchs_own_does() -> None:
+    recipe = OptimizerRecipe(matrices="adamw", adamw_rate=0.01, weight_decay=0.1)
+    ours, theirs = nn.Parameter(torch.randn(3, 4, 5)), nn.Parameter(torch.zeros(3, 4, 5))
+    theirs.data.copy_(ours.data)
+    optimizer = MuonAdamW([("layers.0.mlp.experts.gate_up_proj", ours)], recipe)
+    oracle = torch.optim.AdamW([theirs], lr=0.01, betas=recipe.betas, eps=1e-8, weight_decay=0.1)
+    for _ in range(4):
+        gradient = torch.randn(3, 4, 5)
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        optimizer.step(1.0)
+        oracle.step()
+    assert torch.allclose(ours, theirs, atol=1e-6)

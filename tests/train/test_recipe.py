@@ -40,7 +40,7 @@ def test_a_phase_changes_the_rope_base_of_full_layers_only_and_makes_room_for_it
 
 
 def test_a_phase_with_corpora_reads_problems_only_where_it_says_so() -> None:
-    corpora = {"books": {"path": "books"}}
+    corpora = {"books": {"format": "text", "paths": ["books/*.txt"]}}
     (alone,) = config(corpora=corpora, phases=phase(corpora={"books": 1}), mixture={}).phases
     assert alone.problem_share == 0.0
     (both,) = config(corpora=corpora, phases=phase(corpora={"books": 1}, problems=0.25)).phases
@@ -63,7 +63,7 @@ def test_with_a_checkpoint_phases_start_from_it() -> None:
         ({"phases": phase(schedule="cosine", decay=0.5)}, "decay 0.5 belongs to the schedule 'wsd'"),
         ({"phases": phase(row=255, sharding={"context": 2})}, "a row of 255 cannot be shared"),
         ({"phases": phase(problems=0.0)}, "nothing to read"),
-        ({"phases": phase(corpora={"books": 1})}, "reads the corpus 'books', which .corpora. lacks"),
+        ({"phases": phase(corpora={"books": 1})}, "the corpus 'books' does not exist"),
         ({"phases": phase(start="checkpoint")}, "model.checkpoint is not set"),
         ({"phases": phase(name="a/b")}, "name"),
         ({"model": {"checkpoint": "tiny", "shape": "tiny"}}, "leave out shape and changes"),

@@ -35,6 +35,38 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
 
 
 @dataclass(frozen=True, slots=True)
+class PackingReport:
+    """How full rows of `capacity` places are."""
+
+    examples: int
+    tokens: int
+    rows: int
+    capacity: int
+
+    @property
+    def efficiency(self) -> float:
+        """Places that hold a token, of all."""
+        return self.tokens / (self.rows * self.capacity) if self.rows else 1.0
+
+    @property
+    def fewest_rows(self) -> int:
+        """No packing of whole examples takes fewer rows than their tokens fill."""
+        return -(-self.tokens // self.capacity)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.examples} examples of {self.tokens} tokens in {self.rows} rows of {self.capacity} "
+            f"(at least {self.fewest_rows}; one a row would be {self.examples}): {self.efficiency:.1%} full"
+        )
+
+
+def packing_report(lengths: Sequence[int], rows: Sequence[Sequence[int]], capacity: int) -> PackingReport:
+    """How well `rows`, indices into `lengths` as `best_fit_decreasing` gives them, use their places."""
+    packed = [lengths[index] for row in rows for index in row]
+    return PackingReport(len(packed), sum(packed), len(rows), capacity)
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Rows of packed examples, (B, S): the input, what follows each place, and whether that is learned."""
 

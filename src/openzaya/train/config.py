@@ -11,8 +11,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from openzaya.data.corpora import CorpusRecipe, check_weights
 from openzaya.data.mixture import FamilyShare, check_mixture
 from openzaya.data.rollouts import Undecided
+from openzaya.data.trimming import Overlong
 from openzaya.model.config import NAMED_SHAPES, RopeParameters, ZayaConfig
 
 Positive = Annotated[int, Field(gt=0)]
@@ -210,8 +212,8 @@ class PhaseRecipe(_Section):
     """Share of each corpus in the tokens that come from corpora; they need not add up to one."""
     problems: Fraction | None = None
     """Share of the tokens that are problems of the mixture; all of them where there are no corpora, else none."""
-    overlong: Literal["answer-preserving", "truncate", "drop"] = "answer-preserving"
-    """What is done to conversations longer than `row`; texts are cut into pieces whatever this says."""
+    overlong: Overlong = "trim"
+    """What becomes of conversations longer than `row`; texts are cut into pieces whatever this says."""
     activation_checkpointing: bool = False
     """Keep only the input of each block and compute the block again in the backward."""
     sharding: ShardingRecipe = ShardingRecipe()
@@ -285,7 +287,7 @@ class TrainConfig(_Section):
     lora: LoraRecipe | None = None
     mixture: dict[str, FamilyShare] = Field(default_factory=dict)
     """Families of problems; may be empty where no phase reads problems."""
-    corpora: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    corpora: dict[str, CorpusRecipe] = Field(default_factory=dict)
     """Texts and conversations by name."""
     optimizer: OptimizerRecipe = OptimizerRecipe()
     balancing: BalancingRecipe = BalancingRecipe()
@@ -315,8 +317,8 @@ class TrainConfig(_Section):
                 raise ValueError(
                     f"the phase {phase.name!r} starts from the checkpoint, and model.checkpoint is not set"
                 )
-            if unknown := phase.corpora.keys() - self.corpora.keys():
-                raise ValueError(f"the phase {phase.name!r} reads the corpus {min(unknown)!r}, which [corpora] lacks")
+            if phase.corpora:
+                check_weights(phase.corpora, self.corpora)
             earlier.add(phase.name)
         if self.mixture or any(phase.problem_share and phase.mixture is None for phase in self.phases):
             check_mixture(self.mixture)

@@ -22,6 +22,8 @@ from openzaya.model.config import ZayaConfig
 from openzaya.train.batches import ProblemSource, check_rows
 from openzaya.train.config import CHECKPOINT, SCRATCH, PhaseRecipe, TrainConfig
 from openzaya.train.learner import Learner, StepFigures
+from openzaya.train.peak import matmul_peak
+from openzaya.train.plan.flops import forward_flops, model_flops
 from openzaya.train.refresh import refreshed_pool
 from openzaya.train.reports import Board, StepReport, append_line, boards, curves_of
 from openzaya.train.schedule import rate_scale, total_steps
@@ -134,6 +136,7 @@ class PhaseRun:
         self.seconds_before = 0.0
         self.started = time.monotonic()
         self.boards: list[Board] = []
+        self.peak: float | None = None
 
     @property
     def seconds(self) -> float:
@@ -267,13 +270,20 @@ class PhaseRun:
             tokens_per_second=tokens_a_second,
             seconds_left=each * (steps - self.step),
             rate=rate_scale(self.phase, self.step - 1),
-            utilisation=None,
+            utilisation=self._utilisation(tokens_a_second),
             load_entropies=tuple(figures.load_entropies),
         )
         self.run_.report(report)
         self.run_.log(**asdict(report), seconds=round(self.seconds, 1))
         for board in self.boards:
             board.add(curves_of(report), self.step)
+
+    def _utilisation(self, tokens_a_second: float) -> float:
+        weight = next(self.learner.model.parameters())
+        if self.peak is None:
+            self.peak = matmul_peak(weight.device, weight.dtype)
+        operations = model_flops(forward_flops(self.learner.model.config, self.phase.row))
+        return tokens_a_second * operations / self.peak
 
     def _evaluation_due(self, steps: int) -> bool:
         every = self.run_.config.held_out.every_steps
