@@ -48,7 +48,7 @@ $(VENV)/.has-local: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 
 $(VENV)/.has-dev: $(VENV)/.has-local
 	@echo "installing what the tests need into $(VENV) (once)" >&2
-	@$(PIP) install -q $(PINS) -e '.[local,eval,serve,dev]'
+	@$(PIP) install -q $(PINS) -e '.[local,eval,serve,train,dev]'
 	@touch $@
 
 $(BIN)/python:

@@ -53,6 +53,46 @@ def test_rollouts_print_what_sharing_saves(openzaya_program: Program, tiny_model
     assert "a round of N 4, C 2, 40 tokens a prompt" in result.stdout
 
 
+def test_train_measures_our_step_beside_transformers_from_the_same_weights(
+    openzaya_program: Program, tmp_path: Path
+) -> None:
+    result = openzaya_program(
+        "bench", "train", "tiny", "--rows", 1, "--row", 24, "--repeats", 1, "--threads", 1, "--json",
+        "--save", tmp_path / "figures.json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report == json.loads((tmp_path / "figures.json").read_text())
+    cases = report["cases"]
+    assert list(cases) == ["openzaya", "transformers ZAYA", "transformers Llama"]
+    assert cases["openzaya"]["first_loss"] == pytest.approx(cases["transformers ZAYA"]["first_loss"], rel=1e-5)
+    assert cases["openzaya"]["parameters"] == cases["transformers ZAYA"]["parameters"]
+    took = cases["transformers ZAYA"]["seconds_of_a_row_by_backend"]
+    assert took[f"{cases['transformers ZAYA']['experts']}, {cases['transformers ZAYA']['attention']}"] == min(
+        took.values()
+    )
+    ours, theirs = (cases[name]["tokens_a_second"]["median"] for name in ("openzaya", "transformers ZAYA"))
+    assert cases["transformers ZAYA"]["openzaya_times_faster"]["median"] == pytest.approx(ours / theirs, rel=1e-2)
+    assert 0 < report["utilisation"]["median"] < 1.5
+
+
+def test_train_alone_prints_a_table(openzaya_program: Program) -> None:
+    result = openzaya_program(
+        "bench", "train", "tiny", "--rows", 1, "--row", 16, "--repeats", 1, "--threads", 1, "--no-peers",
+        "--activation-checkpointing",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    for word in ("tiny in float32, 1 rows of 16", "openzaya", "tokens/s", "the matmul peak of this run"):
+        assert word in result.stdout
+    assert "transformers" not in result.stdout
+
+
+def test_train_refuses_a_shape_that_is_unknown(openzaya_program: Program) -> None:
+    result = openzaya_program("bench", "train", "huge")
+    assert result.exit_code == 2
+    assert "the shape 'huge' is unknown; there are small, tiny, zaya1-8b, zaya1-74b" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

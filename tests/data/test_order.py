@@ -1,35 +1,36 @@
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openzaya.data.order import rank_examples, shuffled, step_examples
+from openzaya.data.order import Interleaving, rank_places, shuffled
 
 counts = st.integers(1, 70)
 batches = st.integers(1, 40)
 worlds = st.integers(1, 9)
 seeds = st.integers(0, 1 << 32)
+mixtures = st.dictionaries(
+    st.sampled_from("abcdefg"), st.one_of(st.integers(1, 50), st.floats(0.001, 1.0)), min_size=1, max_size=7
+)
 
 
-@given(counts, batches, seeds, st.integers(0, 1000), worlds)
-def test_the_ranks_of_any_world_read_together_what_one_rank_reads(
-    count: int, batch: int, seed: int, step: int, world: int
+@given(batches, seeds, st.integers(0, 1000), worlds)
+def test_the_ranks_of_any_world_read_together_the_rows_of_the_step(
+    batch: int, seed: int, step: int, world: int
 ) -> None:
-    shares = [rank_examples(count, batch, seed, step, rank, world) for rank in range(world)]
-    assert sorted(index for share in shares for index in share) == sorted(rank_examples(count, batch, seed, step, 0, 1))
+    shares = [rank_places(batch, seed, step, rank, world) for rank in range(world)]
+    together = sorted(place for share in shares for place in share)
+    assert together == list(range(step * batch, (step + 1) * batch))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-@given(counts, st.integers(1, 12), seeds, st.lists(worlds, min_size=1, max_size=12))
-def test_a_run_whose_world_changes_at_every_step_reads_what_an_unchanged_one_reads(
-    count: int, batch: int, seed: int, sizes: list[int]
-) -> None:
-    changing = [
-        sorted(index for rank in range(world) for index in rank_examples(count, batch, seed, step, rank, world))
-        for step, world in enumerate(sizes)
-    ]
-    assert changing == [sorted(step_examples(count, batch, seed, step)) for step in range(len(sizes))]
+def test_ranks_are_not_dealt_the_pattern_of_a_mixture() -> None:
+    mixture = Interleaving({"a": 1, "b": 1})
+    first_rank = {mixture.at(place)[0] for step in range(4) for place in rank_places(8, 0, step, 0, 2)}
+    assert first_rank == {"a", "b"}
 
 
 @given(counts, seeds, st.integers(0, 9))
@@ -37,19 +38,12 @@ def test_a_pass_reads_each_example_once(count: int, seed: int, epoch: int) -> No
     assert sorted(shuffled(place, count, seed, epoch) for place in range(count)) == list(range(count))
 
 
-@given(counts, batches, seeds)
-def test_steps_go_through_whole_passes_one_after_the_other(count: int, batch: int, seed: int) -> None:
-    read = [index for step in range(count) for index in step_examples(count, batch, seed, step)]
-    for epoch in range(batch):
-        assert sorted(read[epoch * count : (epoch + 1) * count]) == list(range(count))
-
-
 def test_the_order_depends_on_the_seed_and_on_the_pass_and_on_nothing_else() -> None:
     orders = {tuple(shuffled(place, 50, seed, epoch) for place in range(50)) for seed in range(4) for epoch in range(4)}
     assert len(orders) == 16
     assert tuple(range(50)) not in orders
     # Of a run that was stopped, another machine or release must go on with the same examples.
-    assert step_examples(1000, 6, seed=3, step=7) == [0, 0, 0, 0, 0, 0]
+    assert [shuffled(place, 1000, 3, 7) for place in range(6)] == [122, 947, 656, 267, 386, 24]
 
 
 def test_each_example_comes_first_about_as_often() -> None:
@@ -57,10 +51,39 @@ def test_each_example_comes_first_about_as_often() -> None:
     assert all(60 <= first.count(index) <= 140 for index in range(8))
 
 
-def test_a_rank_outside_of_the_world_and_empty_data_are_refused() -> None:
+@given(mixtures, st.integers(0, 10**13))
+def test_at_every_moment_each_corpus_has_its_share(weights: dict[str, float], place: int) -> None:
+    found = Interleaving(weights).counts(place)
+    exact = {name: Fraction(str(weight)) for name, weight in weights.items()}
+    assert sum(found.values()) == place
+    for name, weight in exact.items():
+        assert abs(found[name] - place * weight / sum(exact.values())) <= Fraction(len(weights), 2)
+
+
+@given(mixtures, st.integers(0, 10**12))
+def test_each_corpus_is_taken_from_in_order_and_none_is_skipped(weights: dict[str, float], first: int) -> None:
+    mixture = Interleaving(weights)
+    expected = mixture.counts(first)
+    for place in range(first, first + 30):
+        name, number = mixture.at(place)
+        assert number == expected[name]
+        expected[name] += 1
+    assert expected == mixture.counts(first + 30)
+
+
+def test_weights_mean_the_same_however_they_are_written() -> None:
+    names = [Interleaving({"a": 0.1, "b": 0.2}).at(place) for place in range(30)]
+    assert names == [Interleaving({"b": 20, "a": 10}).at(place) for place in range(30)]
+
+
+def test_a_rank_outside_of_the_world_and_empty_mixtures_are_refused() -> None:
     with pytest.raises(ValueError, match="rank 2 is not in a world of 2"):
-        rank_examples(10, 4, 0, 0, 2, 2)
-    with pytest.raises(ValueError, match="4 of 0 examples"):
-        step_examples(0, 4, 0, 0)
+        rank_places(4, 0, 0, 2, 2)
+    with pytest.raises(ValueError, match="a batch of 0 rows"):
+        rank_places(0, 0, 0)
     with pytest.raises(ValueError, match="step -1"):
-        step_examples(10, 4, 0, -1)
+        rank_places(4, 0, -1)
+    with pytest.raises(ValueError, match="each above 0"):
+        Interleaving({"a": 0.0})
+    with pytest.raises(ValueError, match="give at least one"):
+        Interleaving({})

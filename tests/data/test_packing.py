@@ -29,6 +29,20 @@ def test_best_fit_leaves_no_two_rows_that_would_fit_together(sizes: list[int]) -
     assert len(fills) < 2 or fills[0] + fills[1] > 50
 
 
+@given(lengths)
+def test_each_example_goes_into_the_fullest_row_with_room(sizes: list[int]) -> None:
+    rows: list[list[int]] = []
+    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
+        fitting = [row for row in rows if sum(sizes[each] for each in row) + sizes[index] <= 50]
+        # Of equally full rows the first made is taken, so that a packing never changes.
+        fullest = max(fitting, key=lambda row: sum(sizes[each] for each in row), default=None)
+        if fullest is None:
+            rows.append([index])
+        else:
+            fullest.append(index)
+    assert best_fit_decreasing(sizes, 50) == rows
+
+
 def test_an_example_longer_than_a_row_is_refused_and_never_cut() -> None:
     with pytest.raises(ValueError, match="51 tokens does not fit a row of 50"):
         best_fit_decreasing([3, 51], 50)
@@ -54,6 +68,12 @@ def test_a_batch_learns_each_learned_token_of_its_examples_once(sizes: list[int]
 
 def test_rows_of_one_example_need_no_document_marks() -> None:
     assert make_batch([[example(4)], [example(2)]]).document_ids is None
+
+
+def test_rows_are_padded_to_a_width_where_one_is_given() -> None:
+    batch = make_batch([[example(3)]], 5)
+    assert batch.input_ids.shape == (1, 5)
+    assert batch.real.tolist() == [[True] * 3 + [False] * 2]
 
 
 def test_padding_is_marked_whether_or_not_rows_are_packed() -> None:

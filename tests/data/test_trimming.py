@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openzaya.data.trimming import Trimmed, Turn, example_of, fit_examples, trim
+from openzaya.data.trimming import Overlong, Trimmed, Turn, TurnLengths, example_of, fit, trim
+from openzaya.data.trimming_report import TrimmingReport, trimming_table
 
 BREAK = (7,)
 ORDER = ["dropped", "earlier removed", "cut", "kept"]
@@ -96,27 +97,61 @@ def test_prompts_are_never_learned_nor_are_turns_that_say_so() -> None:
     assert example_of([unlearned, last]).learned.tolist() == [False] * 9 + [True] * 8
 
 
-def test_the_report_counts_what_each_method_did() -> None:
-    short = [Turn((10,), (), (), (), (30,))]
-    given_ = [short, TWO_TURNS, TWO_TURNS]
-    kept, report = fit_examples(given_, 8)
-    assert [len(example) for example in kept] == [2, 8, 8]
-    assert dict(report.outcomes) == {"kept": 1, "earlier removed": 2}
-    assert (report.emptied, report.tokens_given, report.tokens_left) == (2, 36, 18)
-    assert str(report) == (
-        "trim to 8 tokens: 3 examples, 1 kept, 2 earlier removed; 50.0% of 36 tokens left; 2 without any reasoning left"
+lengths = st.tuples(*[st.integers(0, 30)] * 5).map(lambda parts: TurnLengths(*parts))
+
+
+@given(st.lists(lengths, min_size=1, max_size=4), budgets, st.sampled_from(["trim", "truncate", "drop"]))
+def test_what_a_fit_says_is_left_is_at_most_the_budget_and_all_where_it_fits(
+    turns: list[TurnLengths], budget: int, overlong: Overlong
+) -> None:
+    decided, total = fit(turns, budget, overlong), sum(map(sum, turns))
+    assert decided.tokens <= budget
+    assert (decided.outcome == "kept") == (total <= budget) == (decided.tokens == total)
+    assert decided.reasoning <= turns[-1].reasoning
+
+
+@given(conversations, budgets, breaks)
+def test_the_decision_from_lengths_is_what_trimming_does_to_tokens(
+    turns: list[Turn], budget: int, line_break: tuple[int, ...]
+) -> None:
+    decided = fit([turn.lengths for turn in turns], budget, line_break=len(line_break))
+    trimmed = trim(turns, budget, line_break=line_break)
+    assert (decided.outcome, decided.tokens) == (trimmed.outcome, size(trimmed))
+    assert decided.reasoning == (len(trimmed.turns[-1].reasoning) if trimmed.turns else 0)
+
+
+def report_of(conversations: list[list[Turn]], budget: int, overlong: Overlong) -> TrimmingReport:
+    report = TrimmingReport(budget=budget, overlong=overlong)
+    for turns in conversations:
+        of_parts = [turn.lengths for turn in turns]
+        report.count(of_parts, fit(of_parts, budget, overlong))
+    return report
+
+
+def test_the_report_counts_what_each_way_did() -> None:
+    given_ = [[Turn((10,), (), (), (), (30,))], TWO_TURNS, TWO_TURNS]
+    trimmed = report_of(given_, 8, "trim")
+    assert trimmed.outcomes == {"kept": 1, "earlier removed": 2}
+    assert (trimmed.emptied, trimmed.tokens_given, trimmed.tokens_left) == (2, 36, 18)
+    assert str(trimmed) == (
+        "trim to 8 tokens: 3 conversations, 1 kept, 2 earlier removed; 50.0% of 36 tokens left; "
+        "2 without any reasoning left"
     )
-    truncated, report = fit_examples(given_, 8, "truncate")
-    assert [example.ids.tolist() for example in truncated[1:]] == [[10, 11, 1, 20, 21, 22, 2, 30]] * 2
-    assert report.outcomes["truncated"] == 2
-    dropped, report = fit_examples(given_, 8, "drop")
-    assert (len(dropped), report.outcomes["dropped"]) == (1, 2)
+    truncated = report_of(given_, 8, "truncate")
+    assert (truncated.outcomes["truncated"], truncated.answers_cut, truncated.reasoning_left) == (2, 2, 0)
+    dropped = report_of(given_, 8, "drop")
+    assert (dropped.outcomes["dropped"], dropped.tokens_left) == (2, 2)
+    assert (trimmed + trimmed).outcomes == {"kept": 2, "earlier removed": 4}
+    assert (trimmed + trimmed).budget == 8
+    head, *lines = trimming_table([trimmed, truncated, dropped]).splitlines()
+    assert head.split()[:3] == ["context", "overlong", "kept"]
+    assert [line.split()[1] for line in lines] == ["trim", "truncate", "drop"]
 
 
-def test_a_conversation_without_a_reply_and_an_unknown_method_are_refused() -> None:
+def test_a_conversation_without_a_reply_and_an_unknown_way_are_refused() -> None:
     with pytest.raises(ValueError, match="no reply to learn"):
         trim([], 8)
     with pytest.raises(ValueError, match="a budget of 0 tokens"):
         trim(TWO_TURNS, 0)
-    with pytest.raises(ValueError, match="'middle' does not exist; there are trim"):
-        fit_examples([TWO_TURNS], 8, "middle")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'middle'; it must be one of trim"):
+        fit([TurnLengths(1, 0, 0, 0, 1)], 8, "middle")  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -78,6 +79,11 @@ class Tokenizer:
                 "model's repository beside tokenizer.json"
             )
         return cls(backend, read_json(folder / "tokenizer_config.json"), _configured_end_ids(folder))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that decides which ids a text becomes."""
+        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
 
     def id_of(self, token: str | None) -> int | None:
         """The id of a whole token by its spelling in the vocabulary, or None."""

@@ -127,7 +127,7 @@ def decode(
         with follow_rounds("decode") as progress:
             figures = measure_decode(subject, settings, progress)
         facts |= {"model": {"name": model, **subject.facts}, "settings": asdict(settings), **figures}
-    _finish(ctx, "decode", facts, as_json=as_json, save=save, show=_show_decode)
+    finish(ctx, "decode", facts, as_json=as_json, save=save, show=_show_decode)
 
 
 @bench.command("rollouts")
@@ -180,7 +180,7 @@ def rollouts(
         with follow_rounds("rollouts") as progress:
             figures = measure_rollouts(subject, settings, progress)
         facts |= {"model": {"name": model, **subject.facts}, "settings": asdict(settings), **figures}
-    _finish(ctx, "rollouts", facts, as_json=as_json, save=save, show=_show_rollouts)
+    finish(ctx, "rollouts", facts, as_json=as_json, save=save, show=_show_rollouts)
 
 
 @contextmanager
@@ -262,7 +262,7 @@ def _lines(title: str, clock: Callable[[], float] = time.monotonic) -> Callable[
     return show
 
 
-def _finish(
+def finish(
     ctx: typer.Context,
     name: str,
     facts: dict[str, Any],
@@ -271,6 +271,7 @@ def _finish(
     save: Path | None,
     show: Callable[[dict[str, Any]], None],
 ) -> None:
+    """Put a measurement on record: to a file where one is given, and to standard output as JSON or as `show` does."""
     from openzaya.bench.record import record
     from openzaya.bench.record import save as save_report
 
@@ -286,7 +287,7 @@ def _finish(
 def _show_decode(report: dict[str, Any]) -> None:
     from rich.table import Table
 
-    console = _console()
+    console = console_for_figures()
     _say_what_ran(console, report)
     table = Table(box=None, padding=(0, 2))
     competing = report["settings"]["competing"]
@@ -314,7 +315,7 @@ def _show_decode(report: dict[str, Any]) -> None:
 
 
 def _show_rollouts(report: dict[str, Any]) -> None:
-    console, settings = _console(), report["settings"]
+    console, settings = console_for_figures(), report["settings"]
     _say_what_ran(console, report)
     shared, round_ = report["rollouts"], report["aggregation"]
     console.print(
@@ -342,7 +343,7 @@ def seconds(figure: dict[str, float]) -> str:
     return f"{median} [{low}, {high}]"
 
 
-def _console() -> Console:
+def console_for_figures() -> Console:
     """Wide where it is no terminal, so that a table in a file keeps its rows."""
     from rich.console import Console
 

@@ -76,6 +76,7 @@ def _missing(module: str) -> str:
         "torch": "local",
         "safetensors": "local",
         "math_verify": "eval",
+        "transformers": "dev",
         "starlette": "serve",
         "uvicorn": "serve",
         "prometheus_client": "serve",

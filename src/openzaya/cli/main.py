@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 import openzaya
 from openzaya.cli.bench import bench
+from openzaya.cli.bench_train import train as bench_train
 from openzaya.cli.chat import chat
 from openzaya.cli.convert import convert
 from openzaya.cli.eval import evaluate
@@ -74,6 +75,7 @@ app.command("eval")(evaluate)
 app.command("train")(train)
 app.command("convert")(convert)
 app.command("quantize")(quantize)
+bench.command("train")(bench_train)
 app.add_typer(bench, name="bench")
 app.command("info")(info)
 

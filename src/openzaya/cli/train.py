@@ -108,10 +108,11 @@ class _Reporter:
             self._end_line()
             say(report)
             return
+        share = "" if report.utilisation is None else f" ({report.utilisation:.1%} of the matmul peak)"
         line = (
             f"{report.phase}: step {report.step:,} of {report.steps:,}, loss {report.loss:.4f}, "
             f"gradient {report.gradient_norm:.2f}, expert balance {report.load_entropy:.3f}, "
-            f"{report.tokens_per_second:,.0f} tokens/s, {duration(report.seconds_left)} left"
+            f"{report.tokens_per_second:,.0f} tokens/s{share}, {duration(report.seconds_left)} left"
         )
         if not self._moves:
             say(line)

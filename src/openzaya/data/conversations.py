@@ -75,7 +75,7 @@ def _header_length(message: Sequence[int], tokenizer: Tokenizer) -> int:
 
 def _turn(prompt: Sequence[int], reply: Sequence[int], tokenizer: Tokenizer) -> Turn:
     think_close = tokenizer.think_close_id
-    if not reply or reply[0] != tokenizer.think_open_id or think_close not in reply:
+    if think_close is None or not reply or reply[0] != tokenizer.think_open_id or think_close not in reply:
         return Turn(tuple(prompt), (), (), (), tuple(reply))
     close = list(reply).index(think_close)
     body = 1 + (tokenizer.token_bytes(reply[1]) == b"\n")

@@ -50,7 +50,7 @@ class CorpusRecipe(BaseModel):
     """`arrow` is an IPC file or stream; `datasets` streams by Hugging Face's library; `problems` are generated."""
     paths: tuple[str, ...] = ()
     """Files or patterns (`**` for folders), read in the order given and by name within a pattern. Of text and JSON
-    lines also `.gz`, `.bz2` and `.xz`."""
+    lines also `.gz`, `.bz2`, `.xz` and `.zst`."""
     dataset: str | None = None
     """Of `datasets`: the name on the hub, or a folder."""
     subset: str | None = None
@@ -106,8 +106,8 @@ class CorpusRecipe(BaseModel):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all that decides what the tokens of the corpus are."""
-        fields = self.model_dump(mode="json")
+        """SHA-256 of all that decides what the tokens of the corpus are, besides what lies in its files."""
+        fields = self.model_dump(mode="json", exclude={"paths"})
         return hashlib.sha256(json.dumps(fields, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
     def _check_source(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,19 +19,30 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
     Longest first, each into the fullest row that still has room. Raises ValueError for an example that fits no row.
     """
     rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (free places, row), sorted
+    # Rows by their free places, the first made first, and the numbers of free places that some row has, sorted: there
+    # are never more of those than lengths, however many rows there are.
+    with_room: dict[int, list[int]] = {}
+    rooms: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
         length = lengths[index]
         if length > capacity:
             raise ValueError(f"an example of {length} tokens does not fit a row of {capacity}")
-        place = bisect_left(room, (length, -1))
-        if place == len(room):
-            rows.append([index])
-            insort(room, (capacity - length, len(rows) - 1))
+        place = bisect_left(rooms, length)
+        if place == len(rooms):
+            row, free = len(rows), capacity
+            rows.append([])
         else:
-            free, row = room.pop(place)
-            rows[row].append(index)
-            insort(room, (free - length, row))
+            free = rooms[place]
+            row = heappop(with_room[free])
+            if not with_room[free]:
+                del with_room[free]
+                rooms.pop(place)
+        rows[row].append(index)
+        free -= length
+        if free not in with_room:
+            with_room[free] = []
+            insort(rooms, free)
+        heappush(with_room[free], row)
     return rows
 
 
@@ -87,12 +99,13 @@ class Batch:
         return self.input_ids.size
 
 
-def make_batch(rows: Sequence[Sequence[Example]]) -> Batch:
-    """Lay the examples of each row one behind the other, padded to the longest row.
+def make_batch(rows: Sequence[Sequence[Example]], width: int | None = None) -> Batch:
+    """Lay the examples of each row one behind the other, padded to the longest row, or to `width`.
 
     Padding is a document of its own, so that nothing reads it.
     """
-    width = max(sum(len(example) for example in row) for row in rows)
+    if width is None:
+        width = max(sum(len(example) for example in row) for row in rows)
     shape = (len(rows), width)
     input_ids, targets = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     learned, document_ids = np.zeros(shape, dtype=np.bool_), np.full(shape, -1, dtype=np.int64)

@@ -7,19 +7,35 @@ It is done anew from the whole conversation for each context length: what one le
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from openzaya.data.examples import Example
 
 Overlong = Literal["trim", "truncate", "drop"]
-"""What becomes of a conversation longer than a row: answer-preserving trimming, or one of its alternatives."""
+"""What becomes of a conversation longer than a row: answer-preserving trimming, or one of the alternatives that it is
+measured against: the end of the whole conversation is cut off, or it is left out."""
+
 Outcome = Literal["kept", "cut", "earlier removed", "truncated", "dropped"]
 """`cut`: the last reasoning lost its end. `earlier removed`: earlier reasoning is gone, and the last may be cut too."""
+
+
+class TurnLengths(NamedTuple):
+    """Tokens of each part of a turn; all that trimming decides by."""
+
+    prompt: int
+    opening: int
+    reasoning: int
+    closing: int
+    answer: int
+
+    @property
+    def thought(self) -> int:
+        """Tokens that go where a reasoning goes with its frame."""
+        return self.opening + self.reasoning + self.closing
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +54,57 @@ class Turn:
     learned: bool = True
 
     def __len__(self) -> int:
-        return sum(map(len, (self.prompt, self.opening, self.reasoning, self.closing, self.answer)))
+        return sum(self.lengths)
+
+    @property
+    def lengths(self) -> TurnLengths:
+        return TurnLengths(
+            len(self.prompt), len(self.opening), len(self.reasoning), len(self.closing), len(self.answer)
+        )
 
     def without_reasoning(self) -> Turn:
         """The same turn with neither reasoning nor its frame."""
         return replace(self, opening=(), reasoning=(), closing=())
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What is to become of a conversation; `tokens` are left of it in all, and `reasoning` of its last reasoning."""
+
+    outcome: Outcome
+    tokens: int
+    reasoning: int
+
+
+def fit(turns: Sequence[TurnLengths], budget: int, overlong: Overlong = "trim", *, line_break: int = 0) -> Fit:
+    """How a conversation comes to at most `budget` tokens.
+
+    `line_break` is the length of what ends a reasoning that was cut. Raises ValueError for a conversation without a
+    reply, a budget below one and a way of `overlong` that does not exist.
+    """
+    if budget < 1:
+        raise ValueError(f"a budget of {budget} tokens holds nothing; give at least 1")
+    if not turns:
+        raise ValueError("the conversation has no reply to learn; give at least one assistant turn")
+    if overlong not in get_args(Overlong):
+        raise ValueError(f"overlong is {overlong!r}; it must be one of {', '.join(get_args(Overlong))}")
+    total, last = sum(map(sum, turns)), turns[-1].reasoning
+    if total <= budget:
+        return Fit("kept", total, last)
+    if overlong == "truncate":
+        left = budget - (total - turns[-1].closing - turns[-1].answer - last)
+        return Fit("truncated", budget, min(last, max(0, left)))
+    outcomes: tuple[tuple[Outcome, int], ...] = (
+        ("cut", total),
+        ("earlier removed", total - sum(turn.thought for turn in turns[:-1])),
+    )
+    for outcome, tokens in outcomes if overlong == "trim" else ():
+        room = budget - (tokens - last)
+        if room >= 0:
+            # A line break alone would be no reasoning.
+            left = last if room >= last else room if room > line_break else 0
+            return Fit(outcome, tokens - last + left, left)
+    return Fit("dropped", 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +120,18 @@ def trim(turns: Sequence[Turn], budget: int, *, line_break: Sequence[int] = ()) 
 
     `line_break` ends a reasoning that was cut, so that the reply keeps the form that the template gives it. The
     shortest reasoning left is not published: here it may be empty, which `TrimmingReport.emptied` counts. Raises
-    ValueError for a conversation without a reply and for a budget below one.
+    ValueError as `fit` does.
     """
-    _check(turns, budget)
-    whole = tuple(turns)
-    if sum(map(len, whole)) <= budget:
-        return Trimmed(whole, "kept")
-    found = _with_last_cut(whole, budget, line_break)
-    if found is not None:
-        return Trimmed(found, "cut")
-    found = _with_last_cut((*(turn.without_reasoning() for turn in whole[:-1]), whole[-1]), budget, line_break)
-    return Trimmed(found, "dropped" if found is None else "earlier removed")
+    decided = fit([turn.lengths for turn in turns], budget, line_break=len(line_break))
+    if decided.outcome == "dropped":
+        return Trimmed(None, "dropped")
+    *earlier, last = turns
+    if decided.outcome == "earlier removed":
+        earlier = [turn.without_reasoning() for turn in earlier]
+    if decided.reasoning < len(last.reasoning):
+        kept = max(0, decided.reasoning - len(line_break))
+        last = replace(last, reasoning=(*last.reasoning[:kept], *line_break) if kept else ())
+    return Trimmed((*earlier, last), decided.outcome)
 
 
 def example_of(turns: Sequence[Turn]) -> Example:
@@ -79,90 +142,3 @@ def example_of(turns: Sequence[Turn]) -> Example:
         ids += (*turn.prompt, *turn.opening, *turn.reasoning, *turn.closing, *turn.answer)
         learned += [False] * len(turn.prompt) + [turn.learned] * (len(turn) - len(turn.prompt))
     return Example(np.asarray(ids, dtype=np.int32), np.asarray(learned, dtype=np.bool_))
-
-
-@dataclass(slots=True)
-class TrimmingReport:
-    """What a budget did to a set of conversations."""
-
-    budget: int
-    method: Overlong
-    outcomes: Counter[Outcome] = field(default_factory=Counter)
-    emptied: int = 0
-    """Examples of which no reasoning is left in a last reply that had some."""
-    tokens_given: int = 0
-    tokens_left: int = 0
-
-    def __str__(self) -> str:
-        examples = self.outcomes.total()
-        counts = [f"{self.outcomes[name]} {name}" for name in get_args(Outcome) if self.outcomes[name]]
-        left = self.tokens_left / self.tokens_given if self.tokens_given else 0.0
-        line = f"{self.method} to {self.budget} tokens: {examples} examples, {', '.join(counts) or 'none'}; "
-        line += f"{left:.1%} of {self.tokens_given} tokens left"
-        if self.emptied:
-            line += f"; {self.emptied} without any reasoning left"
-        return line
-
-
-def fit_examples(
-    conversations: Iterable[Sequence[Turn]],
-    budget: int,
-    method: Overlong = "trim",
-    *,
-    line_break: Sequence[int] = (),
-) -> tuple[list[Example], TrimmingReport]:
-    """Examples of at most `budget` tokens, and what became of those that were longer.
-
-    `truncate` cuts the end of the whole conversation and `drop` leaves long ones out: the alternatives that
-    answer-preserving trimming is measured against. A truncated example has lost at least the end of its answer. Raises
-    ValueError as `trim` does, and for a method that does not exist.
-    """
-    if method not in get_args(Overlong):
-        raise ValueError(f"the method {method!r} does not exist; there are {', '.join(get_args(Overlong))}")
-    report, examples = TrimmingReport(budget, method), []
-    for turns in conversations:
-        _check(turns, budget)
-        example, outcome = _fit(turns, budget, method, report, line_break)
-        report.outcomes[outcome] += 1
-        report.tokens_given += sum(map(len, turns))
-        if example is not None:
-            report.tokens_left += len(example)
-            examples.append(example)
-    return examples, report
-
-
-def _fit(
-    turns: Sequence[Turn], budget: int, method: Overlong, report: TrimmingReport, line_break: Sequence[int]
-) -> tuple[Example | None, Outcome]:
-    if method == "trim":
-        trimmed = trim(turns, budget, line_break=line_break)
-        if trimmed.turns is None:
-            return None, "dropped"
-        report.emptied += bool(turns[-1].reasoning) and not trimmed.turns[-1].reasoning
-        return example_of(trimmed.turns), trimmed.outcome
-    example = example_of(turns)
-    if len(example) <= budget:
-        return example, "kept"
-    if method == "drop":
-        return None, "dropped"
-    return Example(example.ids[:budget], example.learned[:budget]), "truncated"
-
-
-def _with_last_cut(turns: tuple[Turn, ...], budget: int, line_break: Sequence[int]) -> tuple[Turn, ...] | None:
-    """The turns with as much of the last reasoning as fits, from its beginning; None where even none of it fits."""
-    last = turns[-1]
-    room = budget - sum(map(len, turns)) + len(last.reasoning)
-    if room < 0:
-        return None
-    if room >= len(last.reasoning):
-        return turns
-    kept = room - len(line_break)
-    reasoning = (*last.reasoning[:kept], *line_break) if kept > 0 else ()
-    return (*turns[:-1], replace(last, reasoning=reasoning))
-
-
-def _check(turns: Sequence[Turn], budget: int) -> None:
-    if budget < 1:
-        raise ValueError(f"a budget of {budget} tokens holds nothing; give at least 1")
-    if not turns:
-        raise ValueError("the conversation has no reply to learn; give at least one assistant turn")

@@ -76,9 +76,16 @@ class Learner:
 
     def step(self, batches: Sequence[Batch], scale: float) -> StepFigures:
         """One update at `scale` times the recipe's rates, or none where its loss or gradient is not finite."""
+        return self.update(self.gradients(batches), scale)
+
+    def gradients(self, batches: Sequence[Batch]) -> float:
+        """Forward and backward of a step; returns its loss."""
         learned = sum(batch.learned_tokens for batch in batches)
         real = sum(int(batch.real.sum()) for batch in batches)
-        loss = sum(self._accumulate(batch, learned, real) for batch in batches)
+        return sum(self._accumulate(batch, learned, real) for batch in batches)
+
+    def update(self, loss: float, scale: float) -> StepFigures:
+        """Take the gradients at hand, those of a step with this loss, to an update; they are gone afterwards."""
         norm = self.optimizer.clip()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.optimizer.forget()

@@ -21,6 +21,7 @@ from openzaya.model.checkpoint import find_model, save_model
 from openzaya.model.config import ZayaConfig
 from openzaya.train.batches import ProblemSource, check_rows
 from openzaya.train.config import CHECKPOINT, SCRATCH, PhaseRecipe, TrainConfig
+from openzaya.train.html_report import write_html_report
 from openzaya.train.learner import Learner, StepFigures
 from openzaya.train.peak import matmul_peak
 from openzaya.train.plan.flops import forward_flops, model_flops
@@ -331,6 +332,7 @@ class PhaseRun:
         for board in self.boards:
             board.close()
         self._report(f"finished after {self.seconds / 60:.1f} minutes of work")
+        write_html_report(self.run_.folder)
 
     def _export(self, folder: Path) -> None:
         partial = folder.with_suffix(".partial")
