@@ -5,7 +5,7 @@ ARG BASE=pytorch/pytorch:2.11.0-cuda12.8-cudnn9-devel
 FROM ${BASE}
 
 # Extras of pyproject.toml, separated by commas.
-ARG EXTRAS=local
+ARG EXTRAS=local,train
 
 # GPUs reach the container through the runtime:  docker run --gpus all --ipc host …
 WORKDIR /opt/openzaya

@@ -6,7 +6,7 @@ ARG BASE=rocm/pytorch:latest
 FROM ${BASE}
 
 # Extras of pyproject.toml, separated by commas.
-ARG EXTRAS=local
+ARG EXTRAS=local,train
 
 # GPUs reach the container as devices:  docker run --device /dev/kfd --device /dev/dri --group-add video --ipc host …
 WORKDIR /opt/openzaya

@@ -135,13 +135,14 @@ def test_training_hands_the_recipe_and_the_folder_to_the_loop(
     openzaya_program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from openzaya.train import loop
+    from openzaya.train.reports import StepReport
 
     seen: list[tuple[loop.Run, str | None]] = []
 
     def run(self: loop.Run, only: str | None = None) -> None:
         seen.append((self, only))
         self.report("tokenizer: ready")
-        self.report(loop.StepReport("plain", 5, 10, 1.25, 0.5, 0.99, 1234.0, 70.0))
+        self.report(StepReport("plain", 5, 10, 1.25, 0.5, 0.99, 1234.0, 70.0, 1.0, 0.25, (0.99,)))
 
     monkeypatch.setattr(loop.Run, "run", run)
     recipe = tmp_path / "small.toml"
@@ -150,7 +151,7 @@ def test_training_hands_the_recipe_and_the_folder_to_the_loop(
     assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'run'}\n")
     assert (seen[0][0].folder, seen[0][0].recipe, seen[0][1]) == (tmp_path / "run", RECIPE, None)
     assert "plain: step 5 of 10, loss 1.2500" in result.stderr
-    assert "1 min 10 s left" in result.stderr
+    assert "1,234 tokens/s (25.0% of the matmul peak), 1 min 10 s left" in result.stderr
     openzaya_program("train", recipe, "--out", tmp_path / "run", "--phase", "plain")
     assert seen[1][1] == "plain"
 

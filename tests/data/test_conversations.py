@@ -54,6 +54,19 @@ def test_only_replies_after_the_last_user_message_are_learned_or_every_reply(tok
     assert learned_text(tokenizer, "every") == ["Two.<|im_end|>\n", *chain]
 
 
+def test_earlier_replies_keep_their_reasoning_where_that_is_asked_for(tokenizer: Tokenizer) -> None:
+    turns = conversation_turns(TALK, tokenizer, TEMPLATE, learned="every", earlier_reasoning=True)
+    shown = tokenizer.decode(example_of(turns).ids.tolist())
+    rendered = TEMPLATE.render(TALK[:-1], add_generation_prompt=False)
+    assert shown == rendered.replace("\nTwo.", "\n<think>\nOne and one.\n</think>\n\nTwo.")
+    assert tokenizer.decode(turns[0].reasoning) == "One and one.\n"
+    bare = sum(map(len, turns)) - len(turns[0]) + len(turns[0].without_reasoning()) - len(turns[2].reasoning)
+    trimmed = trim(turns, bare)
+    assert trimmed.outcome == "earlier removed"
+    assert trimmed.turns is not None
+    assert not trimmed.turns[0].reasoning
+
+
 def test_the_mask_begins_where_generation_begins_and_covers_the_reply(tokenizer: Tokenizer) -> None:
     example = example_of(conversation_turns(TALK, tokenizer, TEMPLATE))
     prompt = encode_chat(tokenizer, TEMPLATE, TALK[:4])

@@ -76,6 +76,7 @@ TWO_TURNS = [Turn((10, 11), (1,), (20, 21, 22), (2,), (30,)), Turn((12,), (1,), 
     [
         (17, "kept", [10, 11, 1, 20, 21, 22, 2, 30, 12, 1, 23, 24, 25, 26, 2, 31, 32]),
         (16, "cut", [10, 11, 1, 20, 21, 22, 2, 30, 12, 1, 23, 24, 7, 2, 31, 32]),
+        (14, "cut", [10, 11, 1, 20, 21, 22, 2, 30, 12, 1, 2, 31, 32]),
         (13, "cut", [10, 11, 1, 20, 21, 22, 2, 30, 12, 1, 2, 31, 32]),
         (12, "earlier removed", [10, 11, 30, 12, 1, 23, 24, 25, 26, 2, 31, 32]),
         (11, "earlier removed", [10, 11, 30, 12, 1, 23, 24, 7, 2, 31, 32]),
@@ -89,6 +90,8 @@ def test_the_last_reasoning_goes_first_then_the_earlier_then_the_example(
     trimmed = trim(TWO_TURNS, budget, line_break=BREAK)
     assert trimmed.outcome == outcome
     assert (example_of(trimmed.turns).ids.tolist() if trimmed.turns else None) == expected
+    decided = fit([turn.lengths for turn in TWO_TURNS], budget, line_break=len(BREAK))
+    assert decided.tokens == len(expected or ())
 
 
 def test_prompts_are_never_learned_nor_are_turns_that_say_so() -> None:

@@ -9,6 +9,7 @@ from openzaya.train.config import TrainConfig, read_train_config
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
+BOOKS = {"corpora": {"books": {"format": "text", "paths": ["books/*.txt"]}}}
 PROBLEMS = {"mixture": {"sorting": {"difficulty": (1, 2)}}}
 
 
@@ -40,10 +41,10 @@ def test_a_phase_changes_the_rope_base_of_full_layers_only_and_makes_room_for_it
 
 
 def test_a_phase_with_corpora_reads_problems_only_where_it_says_so() -> None:
-    corpora = {"books": {"format": "text", "paths": ["books/*.txt"]}}
-    (alone,) = config(corpora=corpora, phases=phase(corpora={"books": 1}), mixture={}).phases
+    tokenizer = {"corpora": {"books": 9}}
+    (alone,) = config(**BOOKS, phases=phase(corpora={"books": 1}), mixture={}, tokenizer=tokenizer).phases
     assert alone.problem_share == 0.0
-    (both,) = config(corpora=corpora, phases=phase(corpora={"books": 1}, problems=0.25)).phases
+    (both,) = config(**BOOKS, phases=phase(corpora={"books": 1}, problems=0.25)).phases
     assert both.problem_share == 0.25
 
 
@@ -62,7 +63,7 @@ def test_with_a_checkpoint_phases_start_from_it() -> None:
         ({"phases": phase(warmup_tokens=1001)}, "warmup_tokens 1001 is more than the phase's tokens, 1000"),
         ({"phases": phase(schedule="cosine", decay=0.5)}, "decay 0.5 belongs to the schedule 'wsd'"),
         ({"phases": phase(row=255, sharding={"context": 2})}, "a row of 255 cannot be shared"),
-        ({"phases": phase(problems=0.0)}, "nothing to read"),
+        ({"phases": phase(problems=0.0)}, "no corpora to read the rest of"),
         ({"phases": phase(corpora={"books": 1})}, "the corpus 'books' does not exist"),
         ({"phases": phase(start="checkpoint")}, "model.checkpoint is not set"),
         ({"phases": phase(name="a/b")}, "name"),
@@ -74,6 +75,9 @@ def test_with_a_checkpoint_phases_start_from_it() -> None:
         ),
         ({"model": {"checkpoint": "tiny"}, "ablation": {"router": "linear"}}, "has MLP routers"),
         ({"balancing": {"method": "pd"}}, "balancing.method"),
+        ({"tokenizer": {"corpora": {"books": 3}}}, "tokenizer.corpora names 'books'; there are none"),
+        ({**BOOKS, "mixture": {}, "phases": phase(corpora={"books": 1})}, "where the tokenizer comes from"),
+        ({**BOOKS, "phases": phase(corpora={"books": 1}, aggregation={})}, "this phase reads none; set problems"),
     ],
 )
 def test_a_recipe_that_contradicts_itself_is_refused(fields: dict[str, object], message: str) -> None:

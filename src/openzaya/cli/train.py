@@ -14,7 +14,7 @@ from openzaya.cli.preflight import preflight
 from openzaya.cli.train_plan import show_cluster_plan, show_process_plan
 
 if TYPE_CHECKING:
-    from openzaya.train.loop import StepReport
+    from openzaya.train.reports import StepReport
 
 _PLANS = "Before a run"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -23,12 +24,14 @@ def conversation_turns(
     *,
     tools: Sequence[Mapping[str, Any]] = (),
     learned: Learned = "last",
+    earlier_reasoning: bool = False,
 ) -> list[Turn]:
     """One turn a reply; their ids, one behind the other, are those of `encode_chat` up to the last reply.
 
     ZAYA's template leaves out the reasoning of replies before the last user message, so with `every` those are learned
-    without it, as a reply that does not think. Raises ValueError for a conversation without a reply, and for a template
-    that does not frame each message as ChatML does.
+    without it, as a reply that does not think. With `earlier_reasoning` each reply has its reasoning, written as when
+    it was the last one. Raises ValueError for a conversation without a reply, and for a template that does not frame
+    each message as ChatML does.
     """
     replies = [place for place, message in enumerate(messages) if message.get("role") == "assistant"]
     if not replies:
@@ -42,9 +45,14 @@ def conversation_turns(
             f"the chat template shows {len(turns)} of {len(replies)} replies as <|im_start|>assistant turns; "
             "only templates in the form of ChatML can be split by role"
         )
+    if earlier_reasoning:
+        for number, place in enumerate(replies[:-1]):
+            until = encode_chat(tokenizer, template, messages[: place + 1], tools=tools, add_generation_prompt=False)
+            turns[number] = replace(_split(until, tokenizer)[-1], prompt=turns[number].prompt)
     last_user = max((place for place, message in enumerate(messages) if message.get("role") == "user"), default=-1)
     return [
-        turn if learned == "every" or place > last_user else _unlearned(turn) for turn, place in zip(turns, replies)
+        turn if learned == "every" or place > last_user else replace(turn, learned=False)
+        for turn, place in zip(turns, replies)
     ]
 
 
@@ -89,7 +97,3 @@ def _turn(prompt: Sequence[int], reply: Sequence[int], tokenizer: Tokenizer) -> 
     return Turn(
         tuple(prompt), tuple(reply[:body]), tuple(reply[body:close]), tuple(reply[close:end]), tuple(reply[end:])
     )
-
-
-def _unlearned(turn: Turn) -> Turn:
-    return Turn(turn.prompt, turn.opening, turn.reasoning, turn.closing, turn.answer, learned=False)

@@ -73,7 +73,10 @@ class CorpusRecipe(BaseModel):
     task: Task | Literal["field", "auto"] = "auto"
     """Which wording wraps tails: one for all, the row's own field `task`, or by what the question looks like."""
     learned: Learned = "last"
-    """Replies after the last user message, or every reply. (The template leaves out the reasoning of earlier ones.)"""
+    """Replies after the last user message, or every reply."""
+    earlier_reasoning: bool = False
+    """Keep the reasoning of replies before the last user message, which the template leaves out. Trimming removes it
+    where a conversation does not fit otherwise."""
     separator: str | None = None
     """Of `text`: what stands between documents; by default a file is one document."""
 
@@ -137,6 +140,8 @@ class CorpusRecipe(BaseModel):
             raise ValueError(f"the format {self.format} has no fields; remove {(forms or ['tails and tools'])[0]}")
         if (self.tails or self.tools) and not self.conversations:
             raise ValueError("tails and tools belong to conversations; give messages, or question and answer")
+        if (self.learned != "last" or self.earlier_reasoning) and not self.conversations:
+            raise ValueError("learned and earlier_reasoning belong to conversations; give messages")
         if self.separator is not None and (self.format != "text" or not self.separator):
             raise ValueError(f"separator {self.separator!r} must be a text, and belongs to the format text")
 

@@ -45,14 +45,21 @@ class DocumentReader:
         """The document of a row, or why there is none. Raises ValueError for a row that lacks what the recipe names."""
         if not self.recipe.conversations:
             return self._text(row)
-        messages = self._messages(row)
+        messages: Sequence[Message] = conversation_of(self.recipe, row)
         if not any(message.get("role") == "assistant" for message in messages):
             return "without a reply"
-        held_out = self._held_out(json.dumps(_opening(messages), sort_keys=True, ensure_ascii=False, default=str))
-        tools = self._tools(row)
+        asked = opening_of(messages)
+        held_out = self._held_out(json.dumps(asked, sort_keys=True, ensure_ascii=False, default=str))
         if self.recipe.tails is not None:
             messages = self._wrapped(messages, row)
-        turns = conversation_turns(messages, self.tokenizer, self.template, tools=tools, learned=self.recipe.learned)
+        turns = conversation_turns(
+            messages,
+            self.tokenizer,
+            self.template,
+            tools=self._tools(row),
+            learned=self.recipe.learned,
+            earlier_reasoning=self.recipe.earlier_reasoning,
+        )
         if not any(turn.learned for turn in turns):
             return "without a learned reply"
         return Document(tuple(turns), False, held_out)
@@ -69,17 +76,6 @@ class DocumentReader:
         ids = [tokenizer.bos_id, *tokenizer.encode(text, special=False), end]
         turn = Turn((), (), (), (), tuple(index for index in ids if index is not None))
         return Document((turn,), True, self._held_out(text))
-
-    def _messages(self, row: Mapping[str, Any]) -> list[Message]:
-        recipe = self.recipe
-        if recipe.question is None:
-            field = recipe.messages or "messages"
-            given = _as_list(_field(row, field), field)
-            return [_message(message, field) for message in given]
-        reply = {"role": "assistant", "content": str(_field(row, recipe.answer or ""))}
-        if recipe.reasoning is not None and row.get(recipe.reasoning):
-            reply["reasoning_content"] = str(row[recipe.reasoning])
-        return [{"role": "user", "content": str(_field(row, recipe.question))}, reply]
 
     def _tools(self, row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
         if self.recipe.tools is None or not row.get(self.recipe.tools):
@@ -101,7 +97,18 @@ class DocumentReader:
         return int.from_bytes(digest, "big") < self.recipe.held_out * 2**64
 
 
-def _opening(messages: Sequence[Message]) -> Sequence[Message]:
+def conversation_of(recipe: CorpusRecipe, row: Mapping[str, Any]) -> list[Message]:
+    """The messages of a row, before any tails are put into them. Raises ValueError where the row has none."""
+    if recipe.question is None:
+        field = recipe.messages or "messages"
+        return [_message(message, field) for message in _as_list(_field(row, field), field)]
+    reply = {"role": "assistant", "content": str(_field(row, recipe.answer or ""))}
+    if recipe.reasoning is not None and row.get(recipe.reasoning):
+        reply["reasoning_content"] = str(row[recipe.reasoning])
+    return [{"role": "user", "content": str(_field(row, recipe.question))}, reply]
+
+
+def opening_of(messages: Sequence[Message]) -> Sequence[Message]:
     """What a conversation begins with, up to its first reply."""
     first = next((place for place, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
     return messages[:first]

@@ -119,10 +119,16 @@ class Rows:
     def _laid_out(self, place: int) -> LaidOut:
         if place not in self._maps:
             name = self.shards.split(self.split)[place].entry.name
-            self._maps[place] = LaidOut(
-                np.load(self.folder / f"{name}.pieces.npy", mmap_mode="r", allow_pickle=False),
-                np.load(self.folder / f"{name}.ends.npy", mmap_mode="r", allow_pickle=False),
-            )
+            try:
+                pieces, ends = (
+                    np.load(self.folder / f"{name}.{array}.npy", mmap_mode="r", allow_pickle=False)
+                    for array in ("pieces", "ends")
+                )
+                if (len(ends), int(ends[-1])) != (self.counts[place] + 1, len(pieces)):
+                    raise ValueError("it has another length")
+            except (OSError, ValueError, IndexError) as error:
+                raise ValueError(f"the rows in {self.folder} are damaged ({error}); remove that folder") from error
+            self._maps[place] = LaidOut(pieces, ends)
         return self._maps[place]
 
 

@@ -125,7 +125,7 @@ class _Writing:
                 self.tokens += len(document)
             if sum(builder.tokens for builder in self.builders.values()) >= self.shard_tokens:
                 self._end_shard(position, read, left_out)
-            self._tell()
+            self._tell(read)
         self._end_shard(end, read, left_out)
         self.manifest.complete = True
         write_manifest(self.folder, self.manifest)
@@ -172,9 +172,11 @@ class _Writing:
             if path.name.partition(".")[0] not in listed:
                 path.unlink()
 
-    def _tell(self) -> None:
+    def _tell(self, read: int) -> None:
         now = time.monotonic()
         share = self.source.done
+        if self.recipe.documents is not None:
+            share = max(share or 0.0, read / self.recipe.documents)
         if self.share_before is None:
             self.share_before = share
         if now - self.told < _TOLD_SECONDS:

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from openzaya.backends.metered import MeteredBackend
 from openzaya.backends.protocol import Backend, BackendError
 from openzaya.evals.arms import Arm, Pool, RsaArm, SampledArm, first_samples, matched_samples, shares_round_zero
 from openzaya.evals.progress import Meter
 from openzaya.evals.questions import Question, cycles
 from openzaya.evals.records import Result, Results
 from openzaya.evals.rollouts import control_of, question_seed, sample, solve
-from openzaya.evals.sources import MeteredBackend, Sources
+from openzaya.evals.sources import Sources
 from openzaya.evals.spec import EvalError
 from openzaya.mrsa import Controls, MrsaError, Prompts
 from openzaya.mrsa.candidate import Candidate, total_usage

@@ -31,13 +31,15 @@ class _Section(BaseModel):
 
 
 class TokenizerRecipe(_Section):
-    """A tokenizer that exists, or one trained on problems of the mixture."""
+    """A tokenizer that exists, or one trained on problems of the mixture and on texts."""
 
     folder: str | None = None
     """Of `tokenizer.json` and the chat template; the other keys then mean nothing."""
     vocab_size: Positive = 768
     documents: Positive = 20_000
-    """Problems that it is trained on."""
+    """Problems that it is trained on, where the recipe has a mixture."""
+    corpora: dict[str, Positive] = Field(default_factory=dict)
+    """Documents of each corpus of texts that it is trained on, the first ones."""
 
 
 class ModelRecipe(_Section):
@@ -230,8 +232,10 @@ class PhaseRecipe(_Section):
             raise ValueError(f"decay {self.decay} belongs to the schedule 'wsd'; {self.schedule!r} falls all the way")
         if self.row % self.sharding.context:
             raise ValueError(f"a row of {self.row} cannot be shared by sharding.context {self.sharding.context} ranks")
-        if self.problems == 0 and not self.corpora:
-            raise ValueError("problems is 0 and there are no corpora; the phase has nothing to read")
+        if not self.corpora and self.problems not in (None, 1.0):
+            raise ValueError(f"problems is {self.problems} and there are no corpora to read the rest of")
+        if self.aggregation is not None and not self.problem_share:
+            raise ValueError("aggregation examples are made of problems, and this phase reads none; set problems")
         return self
 
     @property
@@ -289,6 +293,8 @@ class TrainConfig(_Section):
     """Families of problems; may be empty where no phase reads problems."""
     corpora: dict[str, CorpusRecipe] = Field(default_factory=dict)
     """Texts and conversations by name."""
+    shards: str | None = None
+    """Folder of the tokens made of them, for several runs to share; `<out>/corpora` where not given."""
     optimizer: OptimizerRecipe = OptimizerRecipe()
     balancing: BalancingRecipe = BalancingRecipe()
     phases: Annotated[list[PhaseRecipe], Field(min_length=1)]
@@ -322,6 +328,10 @@ class TrainConfig(_Section):
             earlier.add(phase.name)
         if self.mixture or any(phase.problem_share and phase.mixture is None for phase in self.phases):
             check_mixture(self.mixture)
+        if unread := [name for name in self.tokenizer.corpora if name not in self.corpora]:
+            raise ValueError(f"tokenizer.corpora names {unread[0]!r}; there are {', '.join(self.corpora) or 'none'}")
+        if not (self.mixture or self.tokenizer.corpora or self.tokenizer.folder or self.model.checkpoint):
+            raise ValueError("nothing says where the tokenizer comes from; set tokenizer.folder or tokenizer.corpora")
         if self.ablation.router == "linear" and self.model.checkpoint is not None:
             raise ValueError("ablation.router 'linear' trains from random weights; model.checkpoint has MLP routers")
         if self.lora is not None and any(self.start_of(phase) == SCRATCH for phase in self.phases):

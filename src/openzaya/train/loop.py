@@ -2,7 +2,8 @@
 
 A run lives in one folder: `tokenizer/`, and for each phase `<phase>/` (the finished checkpoint in the native layout),
 `<phase>.end` (its float32 masters and moments, from which later phases continue), `<phase>.states/` (while it runs),
-`<phase>.pool-K.jsonl` (rollouts of refresh K); `log.jsonl` (one line a report) and `report.html` are of all phases.
+`<phase>.pool-K.jsonl` (rollouts of refresh K). Of all phases are `corpora/` (their tokens), `log.jsonl` (one line a
+report) and `report.html`.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from openzaya.engine.torch_threads import torch_threads
 from openzaya.locks import alone
 from openzaya.model.checkpoint import find_model, save_model
 from openzaya.model.config import ZayaConfig
-from openzaya.train.batches import ProblemSource, check_rows
 from openzaya.train.config import CHECKPOINT, SCRATCH, PhaseRecipe, TrainConfig
 from openzaya.train.html_report import write_html_report
-from openzaya.train.learner import Learner, StepFigures
+from openzaya.train.learner import StepFigures
 from openzaya.train.peak import matmul_peak
 from openzaya.train.plan.flops import forward_flops, model_flops
+from openzaya.train.reading import open_reading
 from openzaya.train.refresh import refreshed_pool
 from openzaya.train.reports import Board, StepReport, append_line, boards, curves_of
 from openzaya.train.schedule import rate_scale, total_steps
-from openzaya.train.sources import BatchSource
 from openzaya.train.speaker import speaker_of
-from openzaya.train.state import Progress, States, not_written, read_state, recipe_hash, write_state
+from openzaya.train.state import Progress, not_written, recipe_hash
+from openzaya.train.world import Keeper, World
 
 
 @dataclass(slots=True)
@@ -42,6 +43,7 @@ class Run:
     """The recipe's text; its hash guards against resuming another recipe's state."""
     folder: Path
     report: Callable[[StepReport | str], None] = lambda _report: None
+    world: World = field(default_factory=World)
     _speaker: Speaker | None = field(default=None, init=False)
 
     def run(self, only: str | None = None) -> None:
@@ -55,13 +57,13 @@ class Run:
             names = ", ".join(phase.name for phase in self.config.phases)
             raise ValueError(f"the phase {only!r} is not in the recipe; it has {names}")
         self.folder.mkdir(parents=True, exist_ok=True)
-        with alone(self.folder):
+        with self.world.leader_first(), alone(self.folder):
             self._guard_recipe()
         with torch_threads(self.config.threads):
             for phase in phases:
                 if self.is_finished(phase):
                     self.states(phase).close()
-                    self.report(f"{phase.name}: finished before")
+                    self.say(f"{phase.name}: finished before")
                 else:
                     PhaseRun(self, phase).run()
 
@@ -75,14 +77,15 @@ class Run:
         """Whether phases leave checkpoint folders: not where the model fits no layout."""
         return self.config.ablation.router == "mlp"
 
-    def states(self, phase: PhaseRecipe) -> States:
+    def states(self, phase: PhaseRecipe) -> Keeper:
         """Where the states of a phase are kept while it runs."""
-        return States(self.folder / f"{phase.name}.states", self.config.keep_last, self.config.keep_every)
+        return self.world.states(self.folder / f"{phase.name}.states", self.config.keep_last, self.config.keep_every)
 
     @property
     def speaker(self) -> Speaker:
         if self._speaker is None:
-            self._speaker = speaker_of(self.config, self.folder, self.report)
+            with self.world.leader_first():
+                self._speaker = speaker_of(self.config, self.folder, self.say)
         return self._speaker
 
     @property
@@ -104,12 +107,6 @@ class Run:
             raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens and the model {shape.vocab_size}")
         return shape
 
-    def source(self, phase: PhaseRecipe) -> ProblemSource:
-        """What a phase reads; raises ValueError where a row is too short for its problems."""
-        mixture = self.config.mixture if phase.mixture is None else phase.mixture
-        check_rows(mixture, self.speaker, phase.row)
-        return ProblemSource(mixture, self.speaker, phase, self.config.seed)
-
     def _guard_recipe(self) -> None:
         kept = self.folder / "recipe.toml"
         if not kept.exists():
@@ -119,8 +116,15 @@ class Run:
         elif recipe_hash(kept.read_text(encoding="utf-8")) != recipe_hash(self.recipe):
             raise ValueError(f"{self.folder} holds a run of another recipe; give another folder or remove this one")
 
+    def say(self, report: StepReport | str) -> None:
+        """Report something, once for all processes."""
+        if self.world.leads:
+            self.report(report)
+
     def log(self, **fields: Any) -> None:
-        append_line(self.folder / "log.jsonl", fields)
+        """Add a line to the log, once for all processes."""
+        if self.world.leads:
+            append_line(self.folder / "log.jsonl", fields)
 
 
 class PhaseRun:
@@ -128,9 +132,11 @@ class PhaseRun:
 
     def __init__(self, run: Run, phase: PhaseRecipe) -> None:
         self.run_, self.phase = run, phase
-        self.problems = run.source(phase)
-        self.source: BatchSource = self.problems
-        self.learner = Learner.create(run.config, run.model_config, phase)
+        speaker, world = run.speaker, run.world
+        with world.leader_first():
+            reading = open_reading(run.config, phase, speaker, run.folder, run.say, world.rank, world.ranks)
+        self.source, self.problems = reading.source, reading.problems
+        self.learner = world.learner(run.config, run.model_config, phase)
         self.states = run.states(phase)
         self.step = self.refreshes = self.bad = 0
         self.returned_to: int | None = None
@@ -145,8 +151,16 @@ class PhaseRun:
 
     def run(self) -> None:
         self._take_up()
-        steps = total_steps(self.phase)
-        self.boards = boards(self.run_.config.logging, self.run_.folder, self.phase.name, self.step)
+        if self.run_.world.leads:
+            self.boards = boards(self.run_.config.logging, self.run_.folder, self.phase.name, self.step)
+        try:
+            self._steps(total_steps(self.phase))
+            self._finish()
+        finally:
+            for board in self.boards:
+                board.close()
+
+    def _steps(self, steps: int) -> None:
         saved = reported = began = time.monotonic()
         first = self.step
         while self.step < steps:
@@ -165,12 +179,12 @@ class PhaseRun:
             if now - reported > self.run_.config.logging.every_seconds or self.step == steps:
                 reported = now
                 self._report_step(figures, steps, (now - began) / (self.step - first))
-            if self._evaluation_due(steps):
+            every = self.run_.config.held_out.every_steps
+            if every is not None and self.step % every == 0 and self.step < steps:
                 self._evaluate()
             if self._save_due(now - saved):
                 self._save()
                 saved = time.monotonic()
-        self._finish()
 
     def _take_up(self) -> None:
         start = self.run_.config.start_of(self.phase)
@@ -178,7 +192,7 @@ class PhaseRun:
             self.learner.load(tensors, progress)
             self.step, self.refreshes, self.seconds_before = progress.step, progress.refreshes, progress.seconds
             self.returned_to = progress.returned_to
-            if self.refreshes:
+            if self.refreshes and self.problems is not None:
                 self.problems.pool = read_pool(self._pool_path(self.refreshes))
             self._report(f"goes on at step {self.step}")
             return
@@ -186,7 +200,7 @@ class PhaseRun:
             end = self.run_.folder / f"{start}.end"
             if not end.exists():
                 raise ValueError(f"the phase {self.phase.name!r} starts from {start!r}: run that one first")
-            self.learner.load(*read_state(end))
+            self.run_.world.read_end(end, self.learner)
         self._save()
 
     # ---- steps that came to nothing ----
@@ -235,20 +249,23 @@ class PhaseRun:
 
     def _refresh(self) -> None:
         assert self.phase.aggregation is not None
+        assert self.problems is not None
         self.refreshes += 1
-        path = self._pool_path(self.refreshes)
-        if not path.exists():
-            pool = refreshed_pool(
-                self.learner.master_model(),
-                self.phase.aggregation,
-                self.problems.mixture,
-                self.run_.speaker,
-                self.refreshes,
-                self.run_.config.seed,
-                self._report,
-            )
-            write_pool(path, pool)
-        self.problems.pool = read_pool(path)
+        path, run = self._pool_path(self.refreshes), self.run_
+        model = None if path.exists() else self.learner.master_model()
+        with run.world.leader_first():
+            if model is not None and run.world.leads:
+                pool = refreshed_pool(
+                    model,
+                    self.phase.aggregation,
+                    self.problems.mixture,
+                    run.speaker,
+                    self.refreshes,
+                    run.config.seed,
+                    self._report,
+                )
+                write_pool(path, pool)
+            self.problems.pool = read_pool(path)
 
     def _pool_path(self, refresh: int) -> Path:
         return self.run_.folder / f"{self.phase.name}.pool-{refresh}.jsonl"
@@ -256,7 +273,7 @@ class PhaseRun:
     # ---- reports ----
 
     def _report(self, sentence: str) -> None:
-        self.run_.report(f"{self.phase.name}: {sentence}")
+        self.run_.say(f"{self.phase.name}: {sentence}")
         self.run_.log(phase=self.phase.name, step=self.step, note=sentence)
 
     def _report_step(self, figures: StepFigures, steps: int, each: float) -> None:
@@ -274,7 +291,7 @@ class PhaseRun:
             utilisation=self._utilisation(tokens_a_second),
             load_entropies=tuple(figures.load_entropies),
         )
-        self.run_.report(report)
+        self.run_.say(report)
         self.run_.log(**asdict(report), seconds=round(self.seconds, 1))
         for board in self.boards:
             board.add(curves_of(report), self.step)
@@ -286,10 +303,6 @@ class PhaseRun:
         operations = model_flops(forward_flops(self.learner.model.config, self.phase.row))
         return tokens_a_second * operations / self.peak
 
-    def _evaluation_due(self, steps: int) -> bool:
-        every = self.run_.config.held_out.every_steps
-        return self.step == steps or (every is not None and self.step % every == 0)
-
     def _evaluate(self) -> None:
         losses = {
             name: self.learner.loss_of(batches)
@@ -297,7 +310,7 @@ class PhaseRun:
             if batches
         }
         told = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
-        self.run_.report(f"{self.phase.name}: held-out loss at step {self.step:,}: {told}")
+        self.run_.say(f"{self.phase.name}: held-out loss at step {self.step:,}: {told}")
         self.run_.log(phase=self.phase.name, step=self.step, held_out=losses)
         for board in self.boards:
             board.add({f"held_out/{name}": loss for name, loss in losses.items()}, self.step)
@@ -307,7 +320,8 @@ class PhaseRun:
     def _save_due(self, seconds: float) -> bool:
         config = self.run_.config
         multiples = [every for every in (config.save_steps, config.keep_every) if every is not None]
-        return seconds > config.save_seconds or any(self.step % every == 0 for every in multiples)
+        late = self.run_.world.agreed(seconds > config.save_seconds)
+        return late or any(self.step % every == 0 for every in multiples)
 
     def _progress(self) -> Progress:
         return Progress(
@@ -325,21 +339,24 @@ class PhaseRun:
         self.states.write(self.learner.state(), self._progress())
 
     def _finish(self) -> None:
-        write_state(self.run_.folder / f"{self.phase.name}.end", self.learner.state(), self._progress())
+        self._evaluate()
+        end = self.run_.folder / f"{self.phase.name}.end"
+        self.run_.world.write_end(end, self.learner, self._progress())
         if self.run_.exports:
             self._export(self.run_.folder / self.phase.name)
         self.states.close()
-        for board in self.boards:
-            board.close()
         self._report(f"finished after {self.seconds / 60:.1f} minutes of work")
-        write_html_report(self.run_.folder)
+        if self.run_.world.leads:
+            write_html_report(self.run_.folder)
 
     def _export(self, folder: Path) -> None:
         partial = folder.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
         model, config = self.learner.master_model(), self.run_.config
+        if not self.run_.world.leads:
+            return
         # Training from random weights keeps the masters as they are; a checkpoint goes on in the type that it came in.
         dtype = None if config.model.checkpoint is None else self.run_.model_config.dtype
+        shutil.rmtree(partial, ignore_errors=True)
         try:
             save_model(model, partial, dtype=dtype)
             shutil.copytree(self.run_.folder / "tokenizer", partial, dirs_exist_ok=True)
