@@ -9,7 +9,10 @@ import torch
 from rank_pool import RankPool, rank_pool
 
 from openzaya.model.router import Routing
-from openzaya.train.sharding.meshes import Degrees
+from openzaya.train.sharding.batches import padded
+from openzaya.train.sharding.context import RowPart
+from openzaya.train.sharding.experts import split_experts
+from openzaya.train.sharding.meshes import Degrees, Meshes
 
 NO_CLIP = training.OptimizerRecipe(muon_rate=0.02, adamw_rate=0.02, balancing_rate=0.01, clip=1e9)
 
@@ -62,6 +65,38 @@ def test_four_ranks_take_the_steps_of_one(axes: str, four: RankPool) -> None:
     shape = training.draw_shape(2 + list(FOUR).index(axes), cca_time0=2, cca_time1=2)
     found, *_others = four(_train, shape, FOUR[axes], {})
     assert_equal_training(found, training.train_alone(shape))
+
+
+def test_one_rank_takes_the_same_steps_without_a_process_group() -> None:
+    shape = training.draw_shape(0)
+    found = training.train_sharded(shape, Degrees(), steps=2)
+    assert found is not None
+    assert_equal_training(found, training.train_alone(shape, steps=2))
+
+
+def test_degrees_that_do_not_divide_the_ranks_are_refused() -> None:
+    assert Degrees(experts=2, context=2).data(8) == 2
+    with pytest.raises(ValueError, match="6 ranks cannot be divided by experts 2 x context 2"):
+        Degrees(experts=2, context=2).data(6)
+
+
+def test_experts_that_cannot_be_split_evenly_are_refused() -> None:
+    model = training.draw_model(training.draw_shape(0, num_experts=5), 1)
+    with pytest.raises(ValueError, match="5 experts cannot be split over 2 ranks"):
+        split_experts(model.model.layers[0].mlp.experts, Meshes(Degrees(experts=2), ranks=2))
+
+
+def test_rows_that_cannot_be_split_are_refused_and_padding_makes_them_fit() -> None:
+    batch = training.draw_batch(training.draw_shape(0), 0, length=21)
+    part = RowPart(history=2, place=3, parts=4, group=None)  # type: ignore[arg-type]
+    for length in (21, 4):
+        with pytest.raises(ValueError, match=f"rows of {length} tokens cannot be split over 4 ranks"):
+            part.part(length)
+    longer = padded(batch, parts=4, least=2)
+    assert part.part(longer.input_ids.shape[1]) == slice(18, 24)
+    assert not longer.real[:, 21:].any()
+    assert (longer.document_ids[:, 21:] == -1).all()
+    assert padded(batch, parts=16, least=2).input_ids.shape[1] == 32
 
 
 def test_the_models_of_these_tests_use_several_experts_and_skip_some_tokens() -> None:
