@@ -43,7 +43,7 @@ class CCAProjection(nn.Module):
         q_BSZ, k_BSZ = columns_BSZ.split([config.query_size, config.key_value_size], dim=-1)
         q_BSKGC = q_BSZ.unflatten(-1, (config.num_key_value_heads, -1, config.head_dim))
         k_BSKC = k_BSZ.unflatten(-1, (config.num_key_value_heads, config.head_dim))
-        columns_BPSZ, previous_BSV = self._after_history(columns_BSZ, delayed_BSV, cache)
+        columns_BPSZ, previous_BSV = self._after_history(columns_BSZ, delayed_BSV, placement, cache)
 
         mean_q_BSKGC = (self.numerics.up(q_BSKGC) + self.numerics.up(k_BSKC)[:, :, :, None]) * 0.5
         mean_k_BSKC = mean_q_BSKGC.mean(dim=3)
@@ -67,11 +67,17 @@ class CCAProjection(nn.Module):
         )
         return columns_BSZ, current_BSV, delayed_BSV
 
-    def _after_history(self, columns_BSZ: Tensor, delayed_BSV: Tensor, cache: Cache | None) -> tuple[Tensor, Tensor]:
+    def _after_history(
+        self, columns_BSZ: Tensor, delayed_BSV: Tensor, placement: Placement, cache: Cache | None
+    ) -> tuple[Tensor, Tensor]:
         """Columns with the P earlier ones in front, and delayed values shifted by one; moves the cache's state on.
 
         Before the start of a sequence both are zero.
         """
+        if placement.context is not None:
+            columns_BPZ, before_BV = placement.context.before(columns_BSZ, delayed_BSV, placement.resets_BS)
+            columns_BPSZ = torch.cat([columns_BPZ, columns_BSZ], dim=1)
+            return columns_BPSZ, torch.cat([before_BV[:, None], delayed_BSV[:, :-1]], dim=1)
         if cache is None:
             return F.pad(columns_BSZ, (0, 0, self.config.convolution_history, 0)), F.pad(
                 delayed_BSV[:, :-1], (0, 0, 1, 0)
@@ -158,6 +164,8 @@ class Attention(nn.Module):
         v_BKSC = v_BSKC.transpose(1, 2)
         if cache is not None:
             k_BKSC, v_BKSC = cache.update(self.layer, k_BKSC, v_BKSC)
+        if placement.context is not None:
+            k_BKSC, v_BKSC = placement.context.keys_and_values(k_BKSC, v_BKSC)
         mixed_BHSC = attend(q_BHSC, k_BKSC, v_BKSC, placement.masks[self.window])
         return self.o_proj(mixed_BHSC.transpose(1, 2).flatten(2))
 

@@ -14,7 +14,7 @@ from openzaya.model.cache import Cache, DecodeCache
 from openzaya.model.config import ZayaConfig
 from openzaya.model.experts import Experts
 from openzaya.model.numerics import HF, Numerics
-from openzaya.model.placement import Placement, place
+from openzaya.model.placement import Context, Placement, place
 from openzaya.model.residual import ResidualScaling, RMSNorm
 from openzaya.model.router import Router, Routing
 
@@ -92,9 +92,12 @@ class ZayaForCausalLM(nn.Module):
         document_ids: Tensor | None = None,
         cache: Cache | None = None,
         routing: Routing | None = None,
+        context: Context | None = None,
     ) -> Tensor:
-        """Final normed hidden states, (B, S) -> (B, S, D)."""
-        placement = place(self.config, input_ids, attention_mask, document_ids, cache)
+        """Final normed hidden states, (B, S) -> (B, S, D); with a `context`, of its part of the rows alone."""
+        placement = place(self.config, input_ids, attention_mask, document_ids, cache, context)
+        if context is not None:
+            input_ids = input_ids[:, context.part(input_ids.shape[1])]
         trunk = self.model
         embedded_BSD = trunk.embed_tokens(input_ids)
         residual_BSD = ((embedded_BSD + trunk.input_hidden_states_bias) * trunk.input_hidden_states_scale).float()

@@ -1,0 +1,1 @@
+"""Training on many ranks, put around a model that is written for one device."""

@@ -1,0 +1,150 @@
+"""A learner spread over ranks: the same step as one rank takes with all their batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from openzaya.data.packing import Batch
+from openzaya.model.config import ZayaConfig
+from openzaya.model.decoder import ZayaForCausalLM
+from openzaya.model.router import Routing
+from openzaya.train.balancing import AuxiliaryLoss, Balancer
+from openzaya.train.checkpoints.keep import Stored
+from openzaya.train.config import PhaseRecipe, TrainConfig
+from openzaya.train.learner import Learner, StepFigures, _model
+from openzaya.train.lora import merged_weights
+from openzaya.train.loss import linear_cross_entropy
+from openzaya.train.recompute import checkpoint_blocks
+from openzaya.train.sharding.batches import evened
+from openzaya.train.sharding.context import RowPart
+from openzaya.train.sharding.meshes import Degrees, Meshes
+from openzaya.train.sharding.model import shard_model
+from openzaya.train.sharding.optimizer import ShardedMuonAdamW
+from openzaya.train.state import Progress
+
+
+@dataclass(slots=True)
+class ShardedLearner(Learner):
+    """`Learner` on one of many ranks. Its optimizer is a `ShardedMuonAdamW`.
+
+    All ranks call its methods together, each with the batches of its `reader`.
+    """
+
+    meshes: Meshes = field(default_factory=lambda: Meshes(Degrees()))
+    part: RowPart | None = None
+
+    @classmethod
+    def spread(
+        cls, config: TrainConfig, model_config: ZayaConfig, phase: PhaseRecipe | None, meshes: Meshes
+    ) -> ShardedLearner:
+        """As `Learner.create`, spread over the ranks of `meshes`."""
+        phase = phase or config.phases[0]
+        return cls.around(_model(config, phase.shape(model_config)), config, phase, meshes)
+
+    @classmethod
+    def around(cls, model: ZayaForCausalLM, config: TrainConfig, phase: PhaseRecipe, meshes: Meshes) -> ShardedLearner:
+        """Of a whole float32 `model`, the same on every rank."""
+        dtype = getattr(torch, config.dtype)
+        if phase.activation_checkpointing:
+            checkpoint_blocks(model)
+        shard_model(model, meshes, dtype)
+        optimizer = ShardedMuonAdamW(model, config.optimizer, meshes)
+        if meshes.world is None:
+            for parameter in model.parameters():
+                parameter.data = parameter.data.to(dtype)
+        balancer = Balancer(model, config.optimizer.balancing_rate, config.balancing)
+        balancer.total = meshes.sum
+        weight = config.balancing.auxiliary_weight
+        auxiliary = AuxiliaryLoss(model, weight) if config.balancing.method == "auxiliary" else None
+        part = RowPart.of(meshes, model.config.convolution_history)
+        return cls(model.train(), optimizer, balancer, auxiliary, meshes, part)
+
+    # ---- a step ----
+
+    def step(self, batches: Sequence[Batch], scale: float) -> StepFigures:
+        """One update at `scale` times the recipe's rates, or none on any rank where loss or gradient is not finite."""
+        batches = evened(batches, self.meshes, self.model.config.convolution_history, self.device)
+        learned, real = self._totals(batches)
+        loss = self._sum(sum(self._accumulate(batch, learned, real) for batch in batches))
+        norm = self.optimizer.clip()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.optimizer.forget()
+            self.balancer.forget()
+            return StepFigures(loss, norm, (), taken=False)
+        self.optimizer.step(scale)
+        return StepFigures(loss, norm, self.balancer.step(min(1.0, scale)))
+
+    @torch.no_grad()
+    def loss_of(self, batches: Sequence[Batch]) -> float:
+        """Mean negative log-likelihood of the learned tokens that all ranks have, in nats; nothing changes."""
+        batches = evened(batches, self.meshes, self.model.config.convolution_history, self.device)
+        learned, _real = self._totals(batches)
+        return self._sum(sum(self._loss(batch, 1 / learned, None).item() for batch in batches))
+
+    def _totals(self, batches: Sequence[Batch]) -> tuple[int, int]:
+        """Learned and real tokens over all ranks; those of a row that ranks share are counted where they lie."""
+        counts = [
+            (batch.learned[:, self._places(batch)].sum(), batch.real[:, self._places(batch)].sum()) for batch in batches
+        ]
+        totals = self.meshes.sum(torch.tensor([*map(sum, zip(*counts))] or [0, 0], device=self.device))
+        return max(1, int(totals[0])), max(1, int(totals[1]))
+
+    def _sum(self, loss: float) -> float:
+        return float(self.meshes.sum(torch.tensor(loss, dtype=torch.float64, device=self.device)))
+
+    def _places(self, batch: Batch) -> slice:
+        length = batch.input_ids.shape[1]
+        return slice(0, length) if self.part is None else self.part.part(length)
+
+    def _accumulate(self, batch: Batch, learned: int, real: int) -> float:
+        kept = torch.from_numpy(batch.real[:, self._places(batch)]).flatten().to(self.device)
+        routing = Routing()
+        if self.auxiliary is not None:
+            self.auxiliary.real_T, self.auxiliary.part = kept, int(kept.sum()) / real
+        loss = self._loss(batch, 1 / learned, routing)
+        loss.backward()
+        self.balancer.count([chosen[kept] for chosen in routing.chosen])
+        return loss.item()
+
+    def _loss(self, batch: Batch, scale: float, routing: Routing | None) -> Tensor:
+        place, device, places = torch.from_numpy, self.device, self._places(batch)
+        documents = None if batch.document_ids is None else place(batch.document_ids).to(device)
+        hidden = self.model.hidden(
+            place(batch.input_ids).to(device), document_ids=documents, routing=routing, context=self.part
+        )
+        learned = place(batch.learned[:, places]).to(device)
+        # After the forward the tensors of the root, the head among them, are whole until the backward ends.
+        head = self.model.model.embed_tokens.weight if self.model.lm_head is None else self.model.lm_head.weight
+        targets = place(batch.targets[:, places]).to(device)[learned]
+        return linear_cross_entropy(hidden[learned], head, targets, scale=scale, lift=self.model.numerics.lift)
+
+    # ---- state and export ----
+
+    def load(self, tensors: Mapping[str, Tensor] | Stored, progress: Progress) -> None:
+        """Take up the state of an equal learner, on however many ranks it was: a checkpoint, or whole tensors."""
+        # A forward without a backward leaves tensors of the old weights gathered.
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+        if isinstance(tensors, Stored):
+            tensors.load_into(self.state())
+            tensors = self.state()
+        Learner.load(self, tensors, progress)
+
+    def master_model(self) -> ZayaForCausalLM:
+        """A whole float32 model made of the masters, adapters merged, on every rank."""
+        if self.meshes.world is None:
+            return Learner.master_model(self)
+        copy = ZayaForCausalLM(self.model.config, self.model.numerics)
+        assert isinstance(self.optimizer, ShardedMuonAdamW)
+        placed = self.optimizer.weights()
+        whole = {name: held.full_tensor() if isinstance(held, DTensor) else held for name, held in placed.items()}
+        copy.load_state_dict(merged_weights(self.model, whole) | dict(self.model.named_buffers()))
+        return copy.eval()
