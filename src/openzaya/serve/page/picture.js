@@ -188,8 +188,9 @@ class Picture {
   }
 
   point(place) {
-    if (this.pointed === place) return;
-    this.pointed = place;
+    const pointed = place?.record ? place : null;
+    if (this.pointed === pointed) return;
+    this.pointed = pointed;
     this.drawLines();
   }
 
