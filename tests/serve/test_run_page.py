@@ -7,6 +7,8 @@ import base64
 import hashlib
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 from openzaya.backends.protocol import Usage
@@ -27,10 +29,19 @@ def journal(*, end: bool = True, text: str = "It is \\boxed{4}.", question: str 
     )  # fmt: skip
     rollouts = tuple(
         Candidate(
-            round=round, index=index, seed=index, tails_read=(index,) if round else (), finish_reason="stop",
-            usage=Usage(prompt_tokens=5, completion_tokens=7), started=float(round), seconds=1.0,
-            tail=Tail(text, 5, "ids"), reasoning=f"first {text}", content=text, answer="4",
-        )  # fmt: skip
+            round=round,
+            index=index,
+            seed=index,
+            tails_read=(index,) if round else (),
+            finish_reason="stop",
+            usage=Usage(prompt_tokens=5, completion_tokens=7),
+            started=float(round),
+            seconds=1.0,
+            tail=Tail(text, 5, "ids"),
+            reasoning=f"first {text}",
+            content=text,
+            answer="4",
+        )
         for round in range(2)
         for index in range(2)
     )
@@ -86,3 +97,10 @@ def test_the_policy_names_the_script_and_the_style_by_their_hashes() -> None:
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         assert f"{kind}-src 'sha256-{digest}'" in policy
     assert not re.search(r'(src|href)="(?!#)', page.split('id="records"')[0])
+
+
+def test_drawing_needs_nothing_of_the_service() -> None:
+    code = (
+        "import sys, openzaya.serve.run_page; sys.exit(not {'starlette', 'uvicorn', 'torch'}.isdisjoint(sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -36,7 +36,7 @@ class Conversation {
 
   async ask({ text, model, mrsa }) {
     this.tell(null);
-    this.composer.working = true;
+    this.composer.asking = true;
     const messages = [...this.earlier, { role: "user", content: text }];
     try {
       const id = await this.client.start({ model, messages, ...(Object.keys(mrsa).length ? { mrsa } : {}) });
@@ -46,8 +46,7 @@ class Conversation {
     } catch (error) {
       this.tell(error);
     }
-    this.composer.working = false;
-    this.composer.fit();
+    this.composer.asking = false;
   }
 
   async follow(turn) {

@@ -28,6 +28,7 @@ class Composer {
     this.inputs = new Map();
     this.settings.append(...SETTINGS.map((setting) => this.setting(...setting)));
     this.onsend = onsend;
+    this.busy = false;
     form.addEventListener("submit", (event) => (event.preventDefault(), this.submit()));
     this.stop.addEventListener("click", onstop);
     this.models.addEventListener("change", () => this.showPreset());
@@ -75,11 +76,17 @@ class Composer {
     this.onsend({ text, model: this.model, mrsa: this.mrsa });
   }
 
+  /** Whether a question is on its way, so that no second one is sent. */
+  set asking(asking) {
+    this.busy = asking;
+    this.fit();
+  }
+
+  /** Whether a run goes on that can be stopped. */
   set working(working) {
-    this.busy = working;
-    this.form.classList.toggle("working", working);
     this.stop.hidden = !working;
     this.send.hidden = working;
+    this.asking = working;
   }
 
   write(text) {
@@ -91,7 +98,7 @@ class Composer {
   fit() {
     this.text.style.setProperty("height", "auto");
     this.text.style.setProperty("height", `${Math.min(240, this.text.scrollHeight)}px`);
-    this.send.disabled = this.text.value.trim() === "";
+    this.send.disabled = this.busy || this.text.value.trim() === "";
   }
 }
 
