@@ -24,6 +24,7 @@ def launched() -> Iterator[Any]:
         # The sandbox of Chromium cannot be had by root, and shared memory is small in containers.
         arguments = ["--disable-dev-shm-usage", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
         browser = playwright.chromium.launch(executable_path=PATH, args=arguments)
+        sync_api.expect.set_options(timeout=60_000)
         try:
             yield browser
         finally:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium import launched, page_of
+from chromium import launched, page_of, sync_api
 from service_under_test import is_final
 from test_process import serving
 
@@ -115,7 +115,7 @@ def test_a_candidate_shows_its_tail_its_lineage_and_its_whole_reasoning(page: An
     tail = reading.locator("mark").inner_text()
     assert "a long thought about it that comes to 42".endswith(tail)
     reading.get_by_text(re.compile("^Show the")).click()
-    page.wait_for_function("document.querySelector('.thought').textContent.startsWith('a long thought')")
+    sync_api.expect(page.locator(".thought")).to_have_text(re.compile("^a long thought about it"))
     assert page.locator(".lines path.direct").count() == 2
     reading.locator(".family").first.locator("button").first.click()
     assert "of round 0" in reading.locator("h4").inner_text()
@@ -131,7 +131,7 @@ def test_the_picture_grows_and_stop_ends_every_rollout(page: Any, upstream: Fake
     upstream.script = script
     ask(page)
     page.wait_for_selector(".cell.answered")
-    page.wait_for_function("document.querySelectorAll('.cell.writing').length === 3")
+    sync_api.expect(page.locator(".cells .cell.writing")).to_have_count(3)
     assert page.locator(".standing").inner_text() == "Round 0 of 1: 1 of 4 done, A (42) leads with 1 vote."
     assert page.locator(".verdict").inner_text().split() == ["Leading", "so", "far", "A", "42"]
     page.get_by_role("button", name="Stop").click()
@@ -198,7 +198,7 @@ def test_a_run_is_saved_as_a_page_that_opens_alone(page: Any, browser: Any, tmp_
         assert ended(alone).locator(".reply li").inner_text() == "six sevens"
         cell(alone, 1, 1).click()
         alone.get_by_text(re.compile("^Show the")).click()
-        alone.wait_for_function("document.querySelector('.thought').textContent.startsWith('a long thought')")
+        sync_api.expect(alone.locator(".thought")).to_have_text(re.compile("^a long thought about it"))
 
 
 def test_a_lost_connection_is_taken_up_again(page: Any) -> None:
@@ -278,6 +278,22 @@ def test_it_fits_every_screen_and_its_letters_can_be_read(
         cell(page, 1, 1).click()
         assert page.evaluate("document.documentElement.scrollWidth") == width
         assert page.evaluate(CONTRASTS) == []
+
+
+@pytest.mark.slow
+def test_the_bundled_model_answers_in_the_playground(browser: Any) -> None:
+    with serving() as (url, _), page_of(browser) as page:
+        page.goto(url)
+        page.wait_for_selector(".example")
+        assert page.locator("#model").inner_text() == "zaya1-tiny"
+        page.locator(".example").nth(1).click()
+        page.keyboard.press("Enter")
+        page.set_default_timeout(240_000)
+        account = ended(page)
+        assert account.locator(".standing").inner_text() == "Answered."
+        assert account.locator(".verdict").inner_text().split()[0] == "Answer"
+        assert page.locator(".cells .cell[class*=answer-]").count() > 24
+        assert "16" in account.locator(".reasons").inner_text()
 
 
 CONTRASTS = """() => {
