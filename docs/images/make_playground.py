@@ -22,7 +22,7 @@ SIZE = {"width": 1180, "height": 900}
 
 
 def main() -> None:
-    """Serve, ask, open a candidate, draw."""
+    """Serve, ask, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problem", default="Solve 3(x - 4) + 2(x + 5) = 2x + 25 for x.")
     parser.add_argument("--seed", type=int, default=0)
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def draw(address: str, problem: str, seed: int) -> None:
-    """The page after the run, with the candidate open that most disagreed with the answer it ended in."""
+    """The page after the run."""
     path = next(path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name)))
     with sync_playwright() as playwright:
         root = ["--no-sandbox"] if os.geteuid() == 0 else []
@@ -58,10 +58,9 @@ def draw(address: str, problem: str, seed: int) -> None:
         page.locator("#question").press("Enter")
         page.locator(".account.over").wait_for(timeout=300_000)
         page.locator("#question").blur()
-        page.locator(".band").nth(1).locator(".cell").nth(5).click()
         page.mouse.move(5, 5)
-        page.evaluate("scrollTo(0, 0)")
-        page.wait_for_timeout(800)
+        page.wait_for_timeout(1000)
+        page.evaluate("scrollTo({ top: 0, behavior: 'instant' })")
         page.screenshot(path=PICTURE)
         browser.close()
 

@@ -110,7 +110,7 @@ def test_a_candidate_shows_its_tail_its_lineage_and_its_whole_reasoning(page: An
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
     reading = page.locator(".reading")
-    assert reading.locator("h4").inner_text() == "Candidate 2 of round 1"
+    assert reading.locator("h3").inner_text() == "Candidate 2 of round 1"
     assert reading.locator(".family").first.locator("button").count() == 2
     tail = reading.locator("mark").inner_text()
     assert "a long thought about it that comes to 42".endswith(tail)
@@ -118,7 +118,7 @@ def test_a_candidate_shows_its_tail_its_lineage_and_its_whole_reasoning(page: An
     sync_api.expect(page.locator(".thought")).to_have_text(re.compile("^a long thought about it"))
     assert page.locator(".lines path.direct").count() == 2
     reading.locator(".family").first.locator("button").first.click()
-    assert "of round 0" in reading.locator("h4").inner_text()
+    assert "of round 0" in reading.locator("h3").inner_text()
     cell(page, 0, 0).focus()
     page.keyboard.press("Escape")
     assert "Choose a candidate" in reading.inner_text()

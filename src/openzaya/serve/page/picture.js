@@ -61,7 +61,7 @@ class Picture {
       tally: element("p", { class: "tally" }),
     };
     parts.root = element("section", { class: isFinal ? "band final" : "band", "aria-label": name },
-      element("header", {}, element("h4", {}, name), parts.how, parts.figures),
+      element("header", {}, element("h3", {}, name), parts.how, parts.figures),
       element("div", { class: "cells", role: "group" }, ...cells),
       isFinal ? null : parts.votes,
       parts.tally); // prettier-ignore

@@ -40,7 +40,7 @@ class Reading {
     const { run, place } = this;
     const close = element("button", { type: "button", class: "quiet", onclick: () => this.onselect(null) }, "Close");
     const chip = place.group === null ? null : answerChip(run, place.group, 60);
-    return element("header", {}, element("h4", {}, name[0].toUpperCase() + name.slice(1)), chip, close);
+    return element("header", {}, element("h3", {}, name[0].toUpperCase() + name.slice(1)), chip, close);
   }
 
   pending() {
@@ -53,7 +53,7 @@ class Reading {
     made.push(this.family("It read the tails of", this.run.parents(this.place)));
     made.push(this.family("Its tail was read by", this.run.readers(this.place)));
     if (record.tail || record.reasoning || record.reasoning_characters) made.push(...this.thought(record));
-    if (record.content.trim()) made.push(element("h5", {}, "Its reply"), element("div", { class: "prose boxed-text" }, markdown(record.content)));
+    if (record.content.trim()) made.push(element("h4", {}, "Its reply"), element("div", { class: "prose boxed-text" }, markdown(record.content)));
     return made.filter(Boolean);
   }
 
@@ -82,7 +82,7 @@ class Reading {
     const tail = record.tail;
     const whole = record.reasoning ?? null;
     const block = element("pre", { class: "thought", tabindex: "0", "aria-label": tail ? "Tail" : "Reasoning" });
-    const made = [element("h5", {}, tail ? "Its tail" : "Its reasoning"), tail ? element("p", { class: "note" }, this.aboutTail(tail, record)) : null];
+    const made = [element("h4", {}, tail ? "Its tail" : "Its reasoning"), tail ? element("p", { class: "note" }, this.aboutTail(tail, record)) : null];
     const before = whole === null ? null : tail && whole.endsWith(tail.text) ? whole.slice(0, whole.length - tail.text.length) : tail ? "" : whole;
     const unseen = before === null ? record.reasoning_characters - (tail ? tail.text.length : 0) : before.length;
     if (tail) block.append(element("mark", {}, tail.text));
