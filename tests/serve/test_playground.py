@@ -121,10 +121,14 @@ def test_stopping_ends_every_rollout_and_keeps_what_had_finished() -> None:
 
     async def use(client: httpx.AsyncClient) -> Any:
         run = await start(client)
-        while len(server.requests) < 3 or not server.requests[0].answered:
+        while len(server.requests) < 3 or not await finished(client, run):
             await asyncio.sleep(0.01)
         stopped = await client.post(f"/runs/{run}/cancel")
         return stopped.status_code, kept(await records(client, run)), await client.get("/metrics")
+
+    async def finished(client: httpx.AsyncClient, run: str) -> bool:
+        places = [await client.get(f"/runs/{run}/rollouts/0/{index}") for index in range(3)]
+        return any(place.status_code == 200 for place in places)
 
     with FakeServer(script) as server:
         status, told, metrics = talk(server, use)

@@ -238,6 +238,7 @@ def test_a_run_that_is_gone_is_said_to_be(page: Any, service: str) -> None:
     assert "or not any more" in page.locator("#trouble").inner_text()
 
 
+@pytest.mark.slow
 def test_the_key_is_asked_for_and_kept_in_the_tab_alone(browser: Any, upstream: FakeServer, tmp_path: Path) -> None:
     upstream.script = answering
     config = tmp_path / "serve.toml"
@@ -264,8 +265,7 @@ def test_the_key_is_asked_for_and_kept_in_the_tab_alone(browser: Any, upstream: 
         ended(page)
 
 
-@pytest.mark.parametrize("width", [360, 1280])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light")])
 def test_it_fits_every_screen_and_its_letters_can_be_read(
     browser: Any, service: str, upstream: FakeServer, width: int, scheme: str
 ) -> None:
