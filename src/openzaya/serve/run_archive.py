@@ -11,15 +11,21 @@ from openzaya.mrsa.candidate import Candidate
 from openzaya.mrsa.journal import End, Entry, Header, Journal, JournalError, JournalSink
 
 
-@dataclass(slots=True)
-class KeptRun:
+class KeptRun(Protocol):
     """A run that can be reopened."""
 
-    owner: str | None
-    """The name of the key that started it; only this key may see it."""
-    journal: Journal | None = None
-    closing: Mapping[str, Any] | None = None
-    """The record of how it ended where it has no result: `failed` or `stopped`."""
+    @property
+    def owner(self) -> str | None:
+        """The name of the key that started it; only this key may see it."""
+        ...
+
+    @property
+    def journal(self) -> Journal | None: ...
+
+    @property
+    def closing(self) -> Mapping[str, Any] | None:
+        """The record of how it ended where it has no result: `failed` or `stopped`."""
+        ...
 
 
 class RunArchive(Protocol):
@@ -63,7 +69,7 @@ class MemoryArchive:
 
     async def find(self, run_id: str) -> KeptRun | None:
         kept = self._open.get(run_id) or self._ended.get(run_id)
-        return None if kept is None else KeptRun(kept.owner, await kept.sink.read(), kept.closing)
+        return None if kept is None else _Found(kept.owner, await kept.sink.read(), kept.closing)
 
 
 class MemorySink:
@@ -100,3 +106,10 @@ class _Kept:
     owner: str | None
     sink: MemorySink
     closing: Mapping[str, Any] | None = field(default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    owner: str | None
+    journal: Journal | None
+    closing: Mapping[str, Any] | None
