@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -21,33 +19,44 @@ from openzaya.serve.chat_reply import ChatReply
 from openzaya.serve.chat_request import ChatRequest
 from openzaya.serve.completions import CompletionReply, CompletionRequest, continue_all, plan_completion
 from openzaya.serve.conversation import converse
-from openzaya.serve.errors import ApiError, refused
-from openzaya.serve.exchange import Exchange, Reply, Start
-from openzaya.serve.guard import Guard, as_response, read_body
+from openzaya.serve.database import StoreError
+from openzaya.serve.errors import ApiError
+from openzaya.serve.exchange import Exchange, Finished, Reply
+from openzaya.serve.guard import Guard, as_response
+from openzaya.serve.jobs import Doing, Jobs, owner_of
 from openzaya.serve.openapi import document
+from openzaya.serve.reading import Ask, ask_of, read_request
+from openzaya.serve.responses import ResponseEndpoints
 from openzaya.serve.service import Service
+from openzaya.serve.store import Job
 from openzaya.serve.streaming import ClientLeft, EventStream, unless_client_leaves
 from openzaya.serve.work import plan_work
 
 
 def create_app(service: Service) -> Starlette:
-    """The application over a service."""
-    endpoints = _Endpoints(service)
-    handled = (ApiError, BackendError, MrsaError, ValueError, ClientLeft, HTTPException, Exception)
-    return Starlette(
+    """The application over a service. Its `state.jobs` are opened, with `state.resume`, and closed by the caller."""
+    jobs = Jobs(service)
+    endpoints = _Endpoints(service, jobs)
+    responses = ResponseEndpoints(service, jobs)
+    handled = (ApiError, BackendError, MrsaError, StoreError, ValueError, ClientLeft, HTTPException, Exception)
+    app = Starlette(
         routes=[
             Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
             Route("/v1/completions", endpoints.complete, methods=["POST"]),
+            *responses.routes(),
             Route("/v1/models", endpoints.models),
             Route("/v1/models/{name:path}", endpoints.model),
             Route("/health/live", endpoints.live),
             Route("/health/ready", endpoints.ready),
+            Route("/v1/spending", endpoints.spending),
             Route("/metrics", endpoints.metrics),
             Route("/openapi.json", endpoints.openapi),
         ],
         middleware=[Middleware(Guard, service=service)],
         exception_handlers=dict.fromkeys(handled, _explain),
     )
+    app.state.jobs, app.state.resume = jobs, responses.resume
+    return app
 
 
 async def _explain(request: Request, error: Exception) -> Response:
@@ -61,32 +70,42 @@ async def _explain(request: Request, error: Exception) -> Response:
 
 
 class _Endpoints:
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, jobs: Jobs) -> None:
         self._service = service
+        self._jobs = jobs
         self._since = int(time.time())
 
     async def chat(self, request: Request) -> Response:
         service = self._service
         limits = service.limits_of(request.state.key)
-        asked = await read_request(request, ChatRequest, limits.body_bytes)
+        asked, body = await read_request(request, ChatRequest, limits.body_bytes)
         capabilities = service.backend.capabilities
         work = plan_work(asked, service.menu, capabilities, limits, progress=service.config.progress)
         messages = [message.for_model() for message in asked.messages]
-        start = partial(converse, work, messages)
-        return await self._answer(request, start, ChatReply(asked, work), stream=bool(asked.stream))
+
+        def doing_of(job: Job) -> Doing:
+            sinks = partial(self._jobs.store.sink, job.id)
+            return Doing(partial(converse, work.seeded(job.request["seed"]), messages, sinks=sinks))
+
+        ask = self._ask(request, "chat", body, seed=work.config.seed)
+        job, exchange = await self._jobs.enter(ask, doing_of)
+        return await self._answer(request, exchange, ChatReply(asked, work, job.id), stream=bool(asked.stream))
 
     async def complete(self, request: Request) -> Response:
         service = self._service
         limits = service.limits_of(request.state.key)
-        asked = await read_request(request, CompletionRequest, limits.body_bytes)
+        asked, body = await read_request(request, CompletionRequest, limits.body_bytes)
         work = plan_completion(asked, service.menu, context=service.backend.capabilities.context, limits=limits)
-        return await self._answer(
-            request, partial(continue_all, work), CompletionReply(asked, work), stream=bool(asked.stream)
-        )
+        doing = Doing(partial(continue_all, work))
+        job, exchange = await self._jobs.enter(self._ask(request, "completion", body), lambda _: doing)
+        return await self._answer(request, exchange, CompletionReply(asked, work, job.id), stream=bool(asked.stream))
 
-    async def _answer(self, request: Request, start: Start, reply: Reply, *, stream: bool) -> Response:
+    def _ask(self, request: Request, kind: str, body: dict[str, Any], **needed: Any) -> Ask:
+        keep = self._service.config.keep_replies
+        return ask_of(request, kind, body, keep=keep, needed=needed)
+
+    async def _answer(self, request: Request, exchange: Exchange | Finished, reply: Reply, *, stream: bool) -> Response:
         """The response to an admitted request, whose work ends with it or with its client."""
-        exchange = Exchange(self._service, request.state.key, start)
         if not stream:
             try:
                 outcome = await unless_client_leaves(request, exchange.outcome())
@@ -121,27 +140,16 @@ class _Endpoints:
     async def ready(self, request: Request) -> Response:
         if self._service.draining:
             return JSONResponse({"status": "draining"}, status_code=503)
+        if not self._service.reachable:
+            return JSONResponse({"status": "no upstream answers"}, status_code=503)
         return JSONResponse({"status": "ready"})
 
     async def openapi(self, request: Request) -> Response:
         return JSONResponse(document())
 
+    async def spending(self, request: Request) -> Response:
+        """What the key that asks has spent by day."""
+        return JSONResponse({"object": "list", "data": await self._jobs.store.spending(owner_of(request.state.key))})
+
     async def metrics(self, request: Request) -> Response:
         return Response(self._service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-Body = TypeVar("Body", bound=BaseModel)
-
-
-async def read_request(request: Request, kind: type[Body], most_bytes: int) -> Body:
-    """The body of a request as its type; raises ApiError or pydantic's ValidationError."""
-    content = await read_body(request, most_bytes)
-    try:
-        values = json.loads(content)
-        if b"\\ud" in content.lower():
-            json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair is no text
-    except (ValueError, RecursionError) as error:
-        raise refused(f"the body is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise refused(f"the body is a JSON {type(values).__name__}; send an object")
-    return kind.model_validate(values)

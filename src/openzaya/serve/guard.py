@@ -6,7 +6,6 @@ import logging
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -37,23 +36,6 @@ def told(error: BaseException) -> ApiError:
     return known or UNFORESEEN
 
 
-async def read_body(request: Request, most: int) -> bytes:
-    """The body of a request in JSON. Raises ApiError (413, 415)."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        # A page in a browser can send any other type to a service on this machine without asking.
-        raise ApiError(415, f"the content type is {kind!r}; send JSON as Content-Type: application/json")
-    too_large = ApiError(413, f"the body is larger than {most:,} bytes, the most this service reads", code="too_large")
-    if int(request.headers.get("content-length") or 0) > most:
-        raise too_large
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > most:
-            raise too_large
-    return bytes(body)
-
-
 class Guard:
     """ASGI middleware around the whole application."""
 
@@ -70,7 +52,10 @@ class Guard:
 
         async def marked(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                for name, value in self._service.budgets.headers(scope.get("state", {}).get("key")).items():
+                    headers[name] = value
                 route = scope.get("route")
                 path = getattr(route, "path", "other")
                 self._service.metrics.requests.labels(path, str(message["status"])).inc()
