@@ -137,21 +137,17 @@ def test_prompts_that_begin_alike_go_to_one_upstream_until_it_is_much_busier() -
 
 def test_an_upstream_that_is_gone_is_put_aside_and_taken_again_when_it_is_back() -> None:
     async def run() -> list[bool]:
-        backend = OpenAIBackend([server.url], backoff=0.01, connect_timeout=1)
-        try:
-            before = await backend.any_answers()
-            server.__exit__(None, None, None)
-            gone = await backend.any_answers()
-            pool = backend._fleet.pool
-            aside = pool.has_ready()
-            with FakeServer(thinker, port=server.port):
-                back = await backend.any_answers()
-                return [before, gone, aside, back, pool.has_ready()]
-        finally:
-            await backend.aclose()
+        with FakeServer(thinker) as server:
+            backend = OpenAIBackend([server.url], backoff=0.01, connect_timeout=1)
+            found = [await backend.any_answers()]
+        pool = backend._fleet.pool
+        found += [await backend.any_answers(), pool.has_ready()]
+        with FakeServer(thinker, port=server.port):
+            found += [await backend.any_answers(), pool.has_ready()]
+        await backend.aclose()
+        return found
 
-    with FakeServer(thinker) as server:
-        assert asyncio.run(run()) == [True, False, False, True, True]
+    assert asyncio.run(run()) == [True, False, False, True, True]
 
 
 def test_readiness_says_whether_an_upstream_answers() -> None:

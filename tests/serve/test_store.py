@@ -19,6 +19,7 @@ from openzaya.mrsa.journal import End, Header, JournalError
 from openzaya.mrsa.tails import Tail
 from openzaya.serve.database import StoreError
 from openzaya.serve.store import COMPLETED, LEFT, RUNNING, Job, Store
+from openzaya.serve.stored_runs import StoredRuns
 
 HEADER = Header(
     question_hash="q", config_hash="c", model="m", messages=[{"role": "user", "content": "?"}], config={}, task="math"
@@ -149,6 +150,27 @@ def test_what_was_running_and_what_lost_its_client_is_found_again(place: str) ->
         return unfinished, left and left.id, await store.find_left("other")
 
     assert using(place, use) == (["job_0"], "job_3", None)
+
+
+def test_a_run_is_reopened_with_its_journal_by_whoever_started_it(place: str) -> None:
+    async def begin(store: Store) -> None:
+        runs = StoredRuns(store, keep=60)
+        for id in ("run_answered", "run_stopped"):
+            sink = await runs.open(id, "alice")
+            await sink.write(HEADER)
+        await runs.close("run_answered", None)
+        await runs.close("run_stopped", {"kind": "stopped"})
+        await store.create(job("resp_1"))
+
+    async def reopen(store: Store) -> Any:
+        runs = StoredRuns(store, keep=60)
+        return [await runs.find(id) for id in ("run_answered", "run_stopped", "resp_1", "run_none")]
+
+    using(place, begin)
+    answered, stopped, response, nothing = using(place, reopen)
+    assert (answered.owner, answered.journal.header, answered.closing) == ("alice", HEADER, None)
+    assert stopped.closing == {"kind": "stopped"}
+    assert response is nothing is None
 
 
 def test_the_account_of_a_key_adds_up_by_day(place: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 import uuid
 from collections import defaultdict, deque
@@ -28,6 +29,7 @@ _PREFIXES = {"chat": "chatcmpl-", "completion": "cmpl-", "response": "resp_"}
 _REFUSED_FOR = 300.0
 """Seconds in which a retry is taken for the answer to a refusal or failure that its client was told."""
 _SWEEP = 60.0
+_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +175,8 @@ class Jobs:
 
     async def find(self, key: Key | None, id: str) -> Job | None:
         """A job that this key may see."""
+        if not _ID.fullmatch(id):
+            return None  # not every database would take it
         job = await self.store.find(id)
         expired = job is not None and job.expires is not None and job.expires <= time.time()
         return None if job is None or expired or job.owner != owner_of(key) else job
