@@ -7,7 +7,7 @@ import logging
 import re
 import time
 import uuid
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -96,7 +96,7 @@ class Jobs:
         self._service = service
         self.store = service.store
         self._at_work: dict[str, _AtWork] = {}
-        self._refused: dict[str, deque[float]] = defaultdict(deque)
+        self._refused: dict[str, list[float]] = defaultdict(list)
         self._suspended = False
         self._sweeping: asyncio.Task[None] | None = None
 
@@ -135,7 +135,7 @@ class Jobs:
                 logger.error("%s", error)
             now = time.monotonic()
             self._refused = defaultdict(
-                deque, {name: times for name, times in self._refused.items() if times[-1] > now - _REFUSED_FOR}
+                list, {name: times for name, times in self._refused.items() if times[-1] > now - _REFUSED_FOR}
             )
             await asyncio.sleep(_SWEEP)
 
@@ -237,7 +237,7 @@ class Jobs:
         if not self._was_refused(fingerprint):
             return False
         times = self._refused[fingerprint]
-        times.popleft()
+        times.pop(0)
         if not times:
             del self._refused[fingerprint]
         return True
