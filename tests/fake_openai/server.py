@@ -90,6 +90,11 @@ class FakeServer:
         """Requests for completions whose client left before the end."""
         return [request for request in self.requests if request.aborted]
 
+    @property
+    def open_now(self) -> int:
+        """Completions that are being answered."""
+        return self._open
+
     def wait_until(self, condition: Callable[[FakeServer], bool], seconds: float = 30.0) -> None:
         """Wait for what the server will see; raises AssertionError when it does not in time. Blocks the thread."""
         end = time.monotonic() + seconds

@@ -62,6 +62,24 @@ def substance(solution: Solution) -> dict:
     return values
 
 
+@pytest.mark.parametrize("more", [{}, {"tails": 1}, {"select": "final"}, {"select": "majority"}], ids=str)
+def test_a_lean_run_comes_to_the_same_and_holds_no_text_that_nothing_reads(tmp_path: Path, more) -> None:
+    async def go(lean: bool) -> Solution:
+        sink = JsonLinesSink(tmp_path / f"{lean}.jsonl", fsync="never")
+        writer = ScriptedBackend(by_seed(["1", "2", "3"]))
+        try:
+            return await run(QUESTION, settings(**more), writer, sink=sink, lean=lean)
+        finally:
+            await sink.aclose()
+
+    whole, lean = (asyncio.run(go(lean)) for lean in (False, True))
+    assert {**substance(lean), "candidates": None} == {**substance(whole), "candidates": None}
+    assert any(candidate.reasoning for round in whole.candidates for candidate in round)
+    assert not any(candidate.reasoning for round in lean.candidates for candidate in round)
+    assert not any(candidate.content for round in lean.candidates[:-1] for candidate in round)
+    assert substance(retold(tmp_path / "True.jsonl")) == substance(whole)
+
+
 @pytest.mark.parametrize("writer", [by_seed(["1", "2", "3"]), failing_by_seed], ids=["well", "failing"])
 @pytest.mark.parametrize("more", [{}, {"tails": 1}, {"select": "final"}, {"seed": 4}], ids=str)
 def test_killed_at_every_record_and_resumed_a_run_gives_the_same_solution(tmp_path: Path, writer, more) -> None:

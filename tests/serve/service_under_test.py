@@ -14,6 +14,7 @@ from openzaya.backends.openai import OpenAIBackend
 from openzaya.serve.app import create_app
 from openzaya.serve.config import make_config
 from openzaya.serve.service import Service
+from openzaya.serve.store import Store
 
 SMALL = {"preset": "default", "candidates": 3, "tails": 2, "rounds": 1, "beta": 200, "tau": 8, "final_tokens": 300}
 QUESTION = [{"role": "user", "content": "What is 6 times 7?"}]
@@ -27,12 +28,15 @@ def talk(
     async def run() -> Any:
         backend = OpenAIBackend([server.url], backoff=0.01)
         await backend.discover()
-        service = Service(make_config({"mrsa": SMALL, "name": "zaya", **settings}), backend)
-        transport = httpx.ASGITransport(create_app(service))
+        config = make_config({"mrsa": SMALL, "name": "zaya", **settings})
+        app = create_app(Service(config, backend, store=Store(config.store or ":memory:")))
+        transport = httpx.ASGITransport(app)
         try:
+            await app.state.jobs.open(app.state.resume)
             async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers) as client:
                 return await use(client)
         finally:
+            await app.state.jobs.aclose()
             await backend.aclose()
 
     return asyncio.run(run())

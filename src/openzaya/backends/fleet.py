@@ -83,6 +83,20 @@ class Fleet:
         if (failure := failures[0]) is not None and None not in failures:
             raise failure
 
+    async def any_answers(self) -> bool:
+        """Ask every server once; those that are back take requests again, those that are gone are put aside."""
+        return any(await asyncio.gather(*map(self._answers, self.pool.upstreams)))
+
+    async def _answers(self, upstream: Upstream) -> bool:
+        try:
+            await acquaintance.read_models(self.transport, upstream, self.model)
+        except UpstreamFailure as failure:
+            self._put_aside(upstream, failure)
+            return not failure.unreachable
+        if upstream.unreachable_in_a_row:
+            self.pool.answered(upstream)
+        return True
+
     async def _first_failure(self, upstream: Upstream) -> UpstreamFailure | None:
         """Why a server did not tell what it offers at the first try; None where it did."""
         try:

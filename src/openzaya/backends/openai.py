@@ -96,6 +96,10 @@ class OpenAIBackend:
         await self._fleet.acquaint_all()
         return self.capabilities
 
+    async def any_answers(self) -> bool:
+        """Whether any server can be reached; those that cannot get no request until they can."""
+        return await self._fleet.any_answers()
+
     async def chat(self, messages: Sequence[Message], params: ChatParams) -> AsyncGenerator[Delta]:
         """One reply to a conversation, piece by piece. Raises BackendError."""
         request = _chat_request(messages, params)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import Enum
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -17,6 +19,11 @@ from openzaya.backends.tokenize_endpoint import TokenizeEndpoint
 
 _API_VERSION = re.compile(r"v\d+((alpha|beta)\d*)?")
 _LONGEST_ASIDE = 60.0
+_WORTH_A_CACHE = 4
+"""Requests by which the server that may have a prompt's beginning in its cache may be busier than another."""
+
+same_beginning: ContextVar[str | None] = ContextVar("same_beginning", default=None)
+"""Set to one value around requests whose prompts begin alike, so that they go to the same server while it has room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +103,11 @@ class Upstream:
             self.busy -= 1
 
 
+def _affinity(beginning: str, upstream: Upstream) -> bytes:
+    """Which server a prompt prefers: when one comes or goes, only its own prompts move."""
+    return hashlib.sha256(f"{beginning} {upstream.address.api}".encode()).digest()
+
+
 class UpstreamPool:
     """Picks the least busy server; puts unreachable ones aside for a growing while.
 
@@ -113,13 +125,21 @@ class UpstreamPool:
             raise ValueError(f"the base URL {min(twice)} is given twice; name each server once")
 
     def pick(self) -> Upstream:
-        """The least busy server that is not put aside, in turns among equals; else the one that returns soonest."""
+        """The least busy server that is not put aside, in turns among equals; else the one that returns soonest.
+
+        Prompts of the `same_beginning` go to one server as long as it is not much busier than the least busy one.
+        """
         now = self._clock()
         count = len(self.upstreams)
         in_turn = [self.upstreams[(self._turn + i) % count] for i in range(count)]
         self._turn = (self._turn + 1) % count
         if ready := [upstream for upstream in in_turn if upstream.aside_until <= now]:
-            return min(ready, key=lambda upstream: upstream.busy)
+            least = min(ready, key=lambda upstream: upstream.busy)
+            beginning = same_beginning.get()
+            if beginning is None:
+                return least
+            home = max(ready, key=lambda upstream: _affinity(beginning, upstream))
+            return home if home.busy <= least.busy + _WORTH_A_CACHE else least
         return min(in_turn, key=lambda upstream: upstream.aside_until)
 
     def has_ready(self) -> bool:

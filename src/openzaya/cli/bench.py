@@ -183,6 +183,35 @@ def rollouts(
     finish(ctx, "rollouts", facts, as_json=as_json, save=save, show=_show_rollouts)
 
 
+@bench.command("orchestrate")
+def orchestrate(
+    ctx: typer.Context,
+    jobs: Annotated[int, typer.Option("--jobs", metavar="N", help="Requests to the service at once.")] = 64,
+    preset: Annotated[str, typer.Option("--preset", metavar="NAME", help="What each of them runs.")] = "headline",
+    chunks: Annotated[int, typer.Option("--chunks", metavar="N", help="Pieces in the stream of a rollout.")] = 512,
+    at_once: Annotated[int, typer.Option("--at-once", metavar="N", help="Rollouts open at the source.")] = 256,
+    as_json: JsonOption = False,
+    save: SaveOption = None,
+) -> None:
+    """Measure what the reasoning service itself costs: by rollout, by streamed piece, and in memory by request.
+
+    The source is a process of its own that sends prepared streams, so that nothing is generated. Beside it stands what
+    it costs to read the same streams without a service.
+    """
+    from openzaya.bench.record import machine
+    from openzaya.serve.load import Settings, measure
+
+    facts: dict[str, Any] = {"machine": machine()}
+    try:
+        settings = Settings(jobs=jobs, preset=preset, chunks=chunks, at_once=at_once)
+        with follow_rounds("orchestrate") as progress:
+            figures = measure(settings, progress)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    facts |= {"settings": asdict(settings), **figures}
+    finish(ctx, "orchestrate", facts, as_json=as_json, save=save, show=_show_orchestrate)
+
+
 @contextmanager
 def _opened(
     model: str,
@@ -335,6 +364,23 @@ def _show_rollouts(report: dict[str, Any]) -> None:
             f"openzaya solve, zaya1-tiny, from the start of the process to the answer: {seconds(found['seconds'])}, "
             f"{spread(found['ratio_to_importing_torch'])} times an import of torch"
         )
+
+
+def _show_orchestrate(report: dict[str, Any]) -> None:
+    console, settings, memory = console_for_figures(), report["settings"], report["memory"]
+    console.print(
+        f"{settings['jobs']} requests of the preset {settings['preset']}: {report['rollouts']:,} rollouts of "
+        f"{settings['chunks']} pieces in {duration(report['seconds'])}"
+    )
+    console.print(
+        f"the service's own time: {report['milliseconds_a_rollout']:.1f} ms a rollout, "
+        f"{report['microseconds_a_chunk']:.0f} µs a piece, {report['times_reading_alone']:.1f} times reading alone "
+        f"({report['reading_alone']['microseconds_a_chunk']:.0f} µs)"
+    )
+    console.print(
+        f"memory: {byte_size(memory['bytes_a_job'])} a request at its peak; "
+        f"{byte_size(memory['bytes_in_the_store_a_job'])} in the store"
+    )
 
 
 def seconds(figure: dict[str, float]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from openzaya.backends.protocol import Usage
@@ -57,6 +57,14 @@ class Candidate:
     def readable(self) -> bool:
         """Whether its tail can be shown to the next round."""
         return self.tail is not None and self.tail.usable
+
+    def without_reasoning(self) -> Candidate:
+        """What the next round and selection need of it: its tail and its answer."""
+        return replace(self, reasoning="") if self.reasoning else self
+
+    def in_figures(self) -> Candidate:
+        """What the figures of a run need of it, and no text."""
+        return replace(self, reasoning="", content="", tail=self.tail and replace(self.tail, text=""))
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, for a journal."""

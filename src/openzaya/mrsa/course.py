@@ -19,7 +19,14 @@ from openzaya.mrsa.tails import LADDER
 
 
 class MrsaError(RuntimeError):
-    """The run cannot go on; its journal is whole, and resuming it tries rollouts that failed again."""
+    """The run cannot go on; its journal is whole, and resuming it tries rollouts that failed again.
+
+    `status` is the HTTP status of the failure that it names, where there was one.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 async def replay(sink: JournalSink, *, on_event: events.OnEvent | None = None) -> Solution:
@@ -50,19 +57,35 @@ class Course:
     """The course of a run, told from its journal alone; `LiveRun` adds the rollouts that the journal lacks."""
 
     def __init__(
-        self, job: Job, sink: JournalSink | None, journal: Journal | None, on_event: events.OnEvent | None
+        self,
+        job: Job,
+        sink: JournalSink | None,
+        journal: Journal | None,
+        on_event: events.OnEvent | None,
+        *,
+        lean: bool = False,
     ) -> None:
         self.job = job
         self.config = job.config
         self.sink = sink
+        self.lean = lean
         self.journal = journal
         self.on_event = on_event
         self.model = journal.header.model if journal else None
         self.attempts: list[Candidate] = list(journal.attempts) if journal else []
         """Every rollout that cost something, repeated ones included."""
         self.restored = journal.latest() if journal else {}
+        if lean and journal is not None:
+            self.attempts = [candidate.in_figures() for candidate in journal.attempts]
+            self.restored = {
+                place: candidate if place[0] == job.final_round else candidate.without_reasoning()
+                for place, candidate in self.restored.items()
+            }
+            self.journal = None
         self.rounds: list[tuple[Candidate, ...]] = []
         self.final: Candidate | None = None
+        self.statuses: dict[tuple[int, int], int | None] = {}
+        """HTTP statuses of this invocation's failures, by round and index."""
         self.ending: FinishReason | None = None
         """Why the run has to end now; None while it may go on."""
 
@@ -106,7 +129,7 @@ class Course:
             candidates = await self.candidates_of(round)
             if not candidates:
                 break
-            self.rounds.append(candidates)
+            self._keep(candidates)
             self._tell_round(candidates)
             if any(candidate.interrupted for candidate in candidates):
                 break
@@ -123,6 +146,12 @@ class Course:
             )
         )
         return solution
+
+    def _keep(self, candidates: tuple[Candidate, ...]) -> None:
+        """Take a round; once it holds an answer, nothing reads the text of those before it any more."""
+        if self.lean and any(candidate.answer is not None for candidate in candidates):
+            self.rounds = [tuple(candidate.in_figures() for candidate in round) for round in self.rounds]
+        self.rounds.append(candidates)
 
     async def _conclude(self) -> Solution:
         last = self.rounds[-1] if self.rounds else ()
@@ -149,7 +178,8 @@ class Course:
         """Who answers where the final call failed: the largest group, unless there are demands that no vote meets."""
         _, best = best_so_far([last])
         if self.job.final.forces_final or best is None or best.answer is None:
-            raise MrsaError(f"the final aggregation failed: {final.failure}")
+            status = self.statuses.get((final.round, final.index))
+            raise MrsaError(f"the final aggregation failed: {final.failure}", status=status)
         return best
 
     def _require_minimum(self, candidates: Sequence[Candidate]) -> None:
@@ -160,7 +190,8 @@ class Course:
             first = min(failed, key=lambda candidate: candidate.started + candidate.seconds)
             raise MrsaError(
                 f"only {good} of {len(candidates)} candidates of round {first.round} succeeded and at least {minimum} "
-                f"must; the first failure was: {first.failure}"
+                f"must; the first failure was: {first.failure}",
+                status=self.statuses.get((first.round, first.index)),
             )
 
     def _solution(self, chosen: Candidate | None, voters: Sequence[Candidate], reason: FinishReason) -> Solution:

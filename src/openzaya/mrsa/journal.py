@@ -124,16 +124,14 @@ class JsonLinesSink:
         except OSError as error:
             raise JournalError(f"cannot read the journal {self.name}: {error.strerror}") from error
         lines = _whole_lines(data)
-        return _assemble([_parse(line, number, self.name) for number, line in enumerate(lines, 1)], self.name)
+        return assemble([_parse(line, number, self.name) for number, line in enumerate(lines, 1)], self.name)
 
     async def write(self, entry: Entry) -> None:
         if self._descriptor is None:
             self._descriptor = self._open()
-        kind = {Header: "header", Candidate: "rollout", End: "end"}[type(entry)]
-        values = entry.as_json() if isinstance(entry, Candidate) else asdict(entry)
-        line = json.dumps({"kind": kind, **values}, ensure_ascii=False) + "\n"
+        line = json.dumps(record_of(entry), ensure_ascii=False) + "\n"
         _write_all(self._descriptor, line.encode("utf-8", errors="surrogatepass"))
-        if self._fsync == "record" or (self._fsync == "end" and kind == "end"):
+        if self._fsync == "record" or (self._fsync == "end" and isinstance(entry, End)):
             os.fsync(self._descriptor)
 
     async def aclose(self) -> None:
@@ -166,17 +164,7 @@ def _whole_lines(data: bytes) -> list[bytes]:
 
 def _parse(line: bytes, number: int, where: str) -> Entry:
     try:
-        values = json.loads(line.decode("utf-8", errors="surrogatepass"))
-        kind = values.pop("kind")
-        if kind == "rollout":
-            return Candidate.from_json(values)
-        if kind == "end":
-            return End(**values)
-        if kind == "header":
-            if values["version"] != VERSION:
-                raise JournalError(f"the journal {where} has version {values['version']}; this program reads {VERSION}")
-            return Header(**values)
-        raise KeyError(kind)
+        return entry_of(json.loads(line.decode("utf-8", errors="surrogatepass")), where)
     except JournalError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -185,7 +173,29 @@ def _parse(line: bytes, number: int, where: str) -> Entry:
         ) from error
 
 
-def _assemble(entries: Sequence[Entry], where: str) -> Journal | None:
+def record_of(entry: Entry) -> dict[str, Any]:
+    """An entry as every sink keeps it: plain values, with `kind` first."""
+    kind = {Header: "header", Candidate: "rollout", End: "end"}[type(entry)]
+    return {"kind": kind, **(entry.as_json() if isinstance(entry, Candidate) else asdict(entry))}
+
+
+def entry_of(record: Mapping[str, Any], where: str) -> Entry:
+    """The inverse of `record_of`; raises JournalError for another version, TypeError or KeyError for other values."""
+    values = {name: value for name, value in record.items() if name != "kind"}
+    kind = record["kind"]
+    if kind == "rollout":
+        return Candidate.from_json(values)
+    if kind == "end":
+        return End(**values)
+    if kind == "header":
+        if values["version"] != VERSION:
+            raise JournalError(f"the journal {where} has version {values['version']}; this program reads {VERSION}")
+        return Header(**values)
+    raise KeyError(kind)
+
+
+def assemble(entries: Sequence[Entry], where: str) -> Journal | None:
+    """A journal from its entries in order; raises JournalError where they are not those of one run."""
     if not entries:
         return None
     header = entries[0]

@@ -34,12 +34,14 @@ async def run(
     on_event: events.OnEvent | None = None,
     final: FinalRequest | None = None,
     controls: Controls | None = None,
+    lean: bool = False,
 ) -> Solution:
     """Solve one problem, or reply to one conversation, under Markovian RSA.
 
-    A `sink` that already holds the beginning of this run is resumed from, and no finished rollout is run again. A
-    budget or a deadline ends in the best answer so far. Cancelling the call closes every open stream. Raises
-    ConfigError, PromptError or JournalError before anything is generated, and MrsaError where too many rollouts fail.
+    A `sink` that already holds the beginning of this run is resumed from, and no finished rollout is run again. With
+    `lean` only the sink keeps what no later round reads, so that memory is that of N tails and answers. A budget or a
+    deadline ends in the best answer so far. Cancelling the call closes every open stream. Raises ConfigError,
+    PromptError or JournalError before anything is generated, and MrsaError where too many rollouts fail.
     """
     messages: Sequence[Message] = [{"role": "user", "content": problem}] if isinstance(problem, str) else problem
     question = question_text(messages)
@@ -56,7 +58,7 @@ async def run(
     if journal is not None and journal.end is not None and journal.end.finish_reason == "answered":
         return await retell(journal, sink, on_event)
     cutter = TailCutter(config, backend, tokenizer)
-    return await LiveRun(job, sink, journal, on_event, backend, cutter).execute()
+    return await LiveRun(job, sink, journal, on_event, backend, cutter, lean=lean and sink is not None).execute()
 
 
 async def _open(sink: JournalSink | None, job: Job, model: str | None) -> Journal | None:
@@ -82,8 +84,10 @@ class LiveRun(Course):
         on_event: events.OnEvent | None,
         backend: Backend,
         cutter: TailCutter,
+        *,
+        lean: bool,
     ) -> None:
-        super().__init__(job, sink, journal, on_event)
+        super().__init__(job, sink, journal, on_event, lean=lean)
         self.backend = backend
         self.model = backend.capabilities.model
         self.cutter = cutter
@@ -164,6 +168,8 @@ class LiveRun(Course):
             self._written += len(reply.reasoning) + len(reply.content)
             self._reported += usage.completion_tokens
         failed = outcome.error is not None
+        if outcome.error is not None:
+            self.statuses[plan.round, plan.index] = outcome.error.status
         reply.finish_reason = outcome.finish_reason
         tail = None
         if not failed and outcome.finish_reason not in INTERRUPTED and plan.round < self.job.final_round:
@@ -185,10 +191,10 @@ class LiveRun(Course):
             failure=_describe(outcome.error) if outcome.error is not None else None,
             tool_calls=tuple(reply.tool_calls),
         )
-        self.attempts.append(candidate)
         await self._record(candidate)
         self._tell_settled(candidate)
-        return candidate
+        self.attempts.append(candidate.in_figures() if self.lean else candidate)
+        return candidate.without_reasoning() if self.lean and plan.round < self.job.final_round else candidate
 
     async def _record(self, entry: Candidate | End) -> None:
         if self.sink is not None:

@@ -19,37 +19,49 @@ from openzaya.serve.chat_reply import ChatReply
 from openzaya.serve.chat_request import ChatRequest
 from openzaya.serve.completions import CompletionReply, CompletionRequest, continue_all, plan_completion
 from openzaya.serve.conversation import converse
+from openzaya.serve.database import StoreError
 from openzaya.serve.errors import ApiError
-from openzaya.serve.exchange import Exchange, Reply, Start
-from openzaya.serve.guard import Guard, as_response, read_request
+from openzaya.serve.exchange import Exchange, Finished, Reply
+from openzaya.serve.guard import Guard, as_response
+from openzaya.serve.jobs import Doing, Jobs, owner_of
 from openzaya.serve.menu import configured
 from openzaya.serve.openapi import document
 from openzaya.serve.playground import Playground
+from openzaya.serve.reading import Ask, ask_of, read_request
+from openzaya.serve.responses import ResponseEndpoints
 from openzaya.serve.runs import Runs
 from openzaya.serve.service import Service
+from openzaya.serve.store import Job
+from openzaya.serve.stored_runs import StoredRuns
 from openzaya.serve.streaming import ClientLeft, EventStream, unless_client_leaves
 from openzaya.serve.work import plan_work
 
 
 def create_app(service: Service) -> Starlette:
-    """The application over a service."""
-    endpoints = _Endpoints(service)
-    handled = (ApiError, BackendError, MrsaError, ValueError, ClientLeft, HTTPException, Exception)
-    return Starlette(
+    """The application over a service. Its `state.jobs` are opened, with `state.resume`, and closed by the caller."""
+    jobs = Jobs(service)
+    endpoints = _Endpoints(service, jobs)
+    responses = ResponseEndpoints(service, jobs)
+    handled = (ApiError, BackendError, MrsaError, StoreError, ValueError, ClientLeft, HTTPException, Exception)
+    app = Starlette(
         routes=[
             Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
             Route("/v1/completions", endpoints.complete, methods=["POST"]),
+            *responses.routes(),
             Route("/v1/models", endpoints.models),
             Route("/v1/models/{name:path}", endpoints.model),
             Route("/health/live", endpoints.live),
             Route("/health/ready", endpoints.ready),
+            Route("/v1/spending", endpoints.spending),
             Route("/metrics", endpoints.metrics),
             Route("/openapi.json", endpoints.openapi),
-            *Playground(service, Runs(service)).routes(),
+            *Playground(service, Runs(service, StoredRuns(service.store, service.config.keep_replies))).routes(),
         ],
         middleware=[Middleware(Guard, service=service)],
         exception_handlers=dict.fromkeys(handled, _explain),
     )
+    app.state.jobs, app.state.resume = jobs, responses.resume
+    return app
 
 
 async def _explain(request: Request, error: Exception) -> Response:
@@ -63,32 +75,42 @@ async def _explain(request: Request, error: Exception) -> Response:
 
 
 class _Endpoints:
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, jobs: Jobs) -> None:
         self._service = service
+        self._jobs = jobs
         self._since = int(time.time())
 
     async def chat(self, request: Request) -> Response:
         service = self._service
         limits = service.limits_of(request.state.key)
-        asked = await read_request(request, ChatRequest, limits.body_bytes)
+        asked, body = await read_request(request, ChatRequest, limits.body_bytes)
         capabilities = service.backend.capabilities
         work = plan_work(asked, service.menu, capabilities, limits, progress=service.config.progress)
         messages = [message.for_model() for message in asked.messages]
-        start = partial(converse, work, messages)
-        return await self._answer(request, start, ChatReply(asked, work), stream=bool(asked.stream))
+
+        def doing_of(job: Job) -> Doing:
+            sinks = partial(self._jobs.store.sink, job.id)
+            return Doing(partial(converse, work.seeded(job.request["seed"]), messages, sinks=sinks))
+
+        ask = self._ask(request, "chat", body, seed=work.config.seed)
+        job, exchange = await self._jobs.enter(ask, doing_of)
+        return await self._answer(request, exchange, ChatReply(asked, work, job.id), stream=bool(asked.stream))
 
     async def complete(self, request: Request) -> Response:
         service = self._service
         limits = service.limits_of(request.state.key)
-        asked = await read_request(request, CompletionRequest, limits.body_bytes)
+        asked, body = await read_request(request, CompletionRequest, limits.body_bytes)
         work = plan_completion(asked, service.menu, context=service.backend.capabilities.context, limits=limits)
-        return await self._answer(
-            request, partial(continue_all, work), CompletionReply(asked, work), stream=bool(asked.stream)
-        )
+        doing = Doing(partial(continue_all, work))
+        job, exchange = await self._jobs.enter(self._ask(request, "completion", body), lambda _: doing)
+        return await self._answer(request, exchange, CompletionReply(asked, work, job.id), stream=bool(asked.stream))
 
-    async def _answer(self, request: Request, start: Start, reply: Reply, *, stream: bool) -> Response:
+    def _ask(self, request: Request, kind: str, body: dict[str, Any], **needed: Any) -> Ask:
+        keep = self._service.config.keep_replies
+        return ask_of(request, kind, body, keep=keep, needed=needed)
+
+    async def _answer(self, request: Request, exchange: Exchange | Finished, reply: Reply, *, stream: bool) -> Response:
         """The response to an admitted request, whose work ends with it or with its client."""
-        exchange = Exchange(self._service, request.state.key, start)
         if not stream:
             try:
                 outcome = await unless_client_leaves(request, exchange.outcome())
@@ -128,10 +150,16 @@ class _Endpoints:
     async def ready(self, request: Request) -> Response:
         if self._service.draining:
             return JSONResponse({"status": "draining"}, status_code=503)
+        if not self._service.reachable:
+            return JSONResponse({"status": "no upstream answers"}, status_code=503)
         return JSONResponse({"status": "ready"})
 
     async def openapi(self, request: Request) -> Response:
         return JSONResponse(document())
+
+    async def spending(self, request: Request) -> Response:
+        """What the key that asks has spent by day."""
+        return JSONResponse({"object": "list", "data": await self._jobs.store.spending(owner_of(request.state.key))})
 
     async def metrics(self, request: Request) -> Response:
         return Response(self._service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -7,16 +7,19 @@ import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from openzaya.backends.protocol import ToolCallDelta, Usage
+from openzaya.backends.protocol import ToolCallDelta
 from openzaya.serve.chat_request import ChatRequest
 from openzaya.serve.conversation import Choice, Outcome, Piece, Progress
 from openzaya.serve.errors import ApiError
 from openzaya.serve.work import Work
 
 
-def usage_of(usage: Usage) -> dict[str, Any]:
-    """Every token of every rollout, in OpenAI's shape."""
+def usage_of(outcome: Outcome) -> dict[str, Any]:
+    """Every token of every rollout in OpenAI's shape, and what they cost where prices are configured."""
+    usage = outcome.usage
+    cost = {} if outcome.cost is None else {"cost": outcome.cost}
     return {
+        **cost,
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
@@ -28,10 +31,10 @@ def usage_of(usage: Usage) -> dict[str, Any]:
 class ChatReply:
     """The reply to one request; a stream is told of every update in order, and then of the outcome."""
 
-    def __init__(self, request: ChatRequest, work: Work) -> None:
+    def __init__(self, request: ChatRequest, work: Work, id: str | None = None) -> None:
         self._request = request
         self._work = work
-        self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": request.model}
+        self._head = {"id": id or f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": request.model}
         self._sent: dict[int, Choice] = {}
         """What the stream has given out of each choice."""
 
@@ -53,7 +56,7 @@ class ChatReply:
                 }
                 for index, choice in enumerate(outcome.choices)
             ],
-            "usage": usage_of(outcome.usage),
+            "usage": usage_of(outcome),
             **self._extras(outcome),
         }
 
@@ -94,7 +97,7 @@ class ChatReply:
             extras = self._extras(outcome) if index == len(outcome.choices) - 1 else {}
             yield self._chunk([{"index": index, "delta": {}, "finish_reason": choice.finish_reason}], **extras)
         if self._include_usage:
-            yield self._chunk([], usage=usage_of(outcome.usage))
+            yield self._chunk([], usage=usage_of(outcome))
 
     @property
     def _include_usage(self) -> bool:

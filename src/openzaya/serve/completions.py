@@ -165,10 +165,10 @@ async def _continue(
 class CompletionReply:
     """The reply in OpenAI's shapes: one document, or the chunks of a stream."""
 
-    def __init__(self, request: CompletionRequest, work: CompletionWork) -> None:
+    def __init__(self, request: CompletionRequest, work: CompletionWork, id: str | None = None) -> None:
         self._request = request
         self._head = {
-            "id": f"cmpl-{uuid.uuid4().hex}",
+            "id": id or f"cmpl-{uuid.uuid4().hex}",
             "object": "text_completion",
             "created": int(time.time()),
             "model": request.model,
@@ -186,7 +186,7 @@ class CompletionReply:
             }
             for index, choice in enumerate(outcome.choices)
         ]
-        return {**self._head, "choices": choices, "usage": usage_of(outcome.usage)}
+        return {**self._head, "choices": choices, "usage": usage_of(outcome)}
 
     def chunks_of(self, update: Progress | Piece) -> Iterator[dict[str, Any]]:
         """The chunk that says a piece."""
@@ -199,7 +199,7 @@ class CompletionReply:
         for index, choice in enumerate(outcome.choices):
             yield self._chunk(index, "", None, choice.finish_reason)
         if self._request.stream_options is not None and self._request.stream_options.include_usage:
-            yield {**self._head, "choices": [], "usage": usage_of(outcome.usage)}
+            yield {**self._head, "choices": [], "usage": usage_of(outcome)}
 
     def _chunk(
         self, index: int, text: str, logprobs: dict[str, Any] | None, finish_reason: str | None

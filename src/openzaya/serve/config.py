@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,28 @@ class Key(_Table):
     requests_at_once: int | None = Field(default=None, ge=1)
     largest_run: int | None = Field(default=None, ge=1)
     """Overrides `limits.largest_run` for this key, downwards or upwards."""
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    """Prompt and completion tokens of all rollouts. A request that costs more is paid for by waiting afterwards."""
+
+
+class Prices(_Table):
+    """What a million tokens cost, in whatever currency the operator counts in."""
+
+    prompt: float = Field(ge=0)
+    completion: float = Field(ge=0)
+    cached: float | None = Field(default=None, ge=0)
+    """Prompt tokens that the source did not compute again; None: as any."""
+
+
+class FinalModel(_Table):
+    """Another model for the final call."""
+
+    backend: tuple[str, ...] = Field(min_length=1)
+    backend_model: str | None = None
+    api_key_env: str | None = None
+    prices: Prices | None = None
+    """None: those of the model of the rollouts."""
 
 
 class Limits(_Table):
@@ -56,6 +79,9 @@ class ServeConfig(_Table):
     backend_model: str | None = None
     api_key_env: str | None = None
     """The environment variable that holds the upstream's key."""
+    prices: Prices | None = None
+    final: FinalModel | None = None
+    """Another model for final calls; plain replies (`@single`) are the first model's."""
     name: str | None = None
     """What clients call the model; None: its own name."""
     mrsa: dict[str, Any] = Field(default_factory=dict)
@@ -68,8 +94,27 @@ class ServeConfig(_Table):
     """Seconds of silence after which a stream gets a comment."""
     drain: float = Field(600.0, ge=0)
     """Seconds that open requests get to end after SIGTERM."""
+    store: str | None = None
+    """Where jobs are kept: a file (SQLite), `postgresql://…`, or `:memory:`. None: a file of this port, below
+    XDG_STATE_HOME (~/.local/state); with port 0, memory."""
+    keep_responses: float = Field(7 * 86400.0, ge=0)
+    """Seconds for which a stored response is kept after its end, with its rollouts."""
+    keep_replies: float = Field(3600.0, ge=0)
+    """The same for any other reply: so long a retry gets it, or goes on from what had finished of it."""
+    health_check: float = Field(15.0, gt=0)
+    """Seconds between two looks at upstreams."""
     limits: Limits = Limits()
     keys: tuple[Key, ...] = ()
+
+
+def store_of(config: ServeConfig, port: int) -> str:
+    """Where the jobs of a service on this port are kept."""
+    if config.store is not None:
+        return config.store
+    if config.port == 0:
+        return ":memory:"
+    home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return str(home / "openzaya" / f"serve-{port}.sqlite")
 
 
 def make_config(values: dict[str, Any]) -> ServeConfig:

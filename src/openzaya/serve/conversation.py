@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from openzaya.backends.protocol import BackendError, ChatParams, Message, Reply, ToolCallDelta, Usage
+from openzaya.backends.upstreams import same_beginning
 from openzaya.grading import group_votes
 from openzaya.mrsa import Solution, events, run
 from openzaya.mrsa.candidate import INTERRUPTED, Candidate
-from openzaya.mrsa.journal import JournalSink
+from openzaya.mrsa.journal import JournalSink, hash_of
 from openzaya.serve.errors import ApiError
 from openzaya.serve.turns import SharedBackend
 from openzaya.serve.work import Work
@@ -69,6 +70,29 @@ class Outcome:
     choices: tuple[Choice, ...]
     usage: Usage
     reports: tuple[Mapping[str, Any], ...] = ()
+    final_usage: Usage = field(default_factory=Usage)
+    """The part of `usage` that final calls cost, which may be another model's."""
+    cost: float | None = None
+    """Of `usage`, where prices are configured."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, for the store."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Outcome:
+        """The inverse of `as_json`."""
+        choices = tuple(
+            Choice(**{**choice, "tool_calls": tuple(choice["tool_calls"]), "logprobs": _tuple(choice["logprobs"])})
+            for choice in values["choices"]
+        )
+        usage, final = Usage(**values["usage"]), Usage(**values["final_usage"])
+        reports = tuple(values["reports"])
+        return cls(choices=choices, usage=usage, reports=reports, final_usage=final, cost=values["cost"])
+
+
+def _tuple(values: Sequence[Any] | None) -> tuple[Any, ...] | None:
+    return None if values is None else tuple(values)
 
 
 class Recorder(Protocol):
@@ -82,28 +106,64 @@ class Recorder(Protocol):
     def on_solution(self, solution: Solution) -> None: ...
 
 
+Sinks = Callable[[int], JournalSink]
+"""The journal of each choice."""
+
+
 async def converse(
-    work: Work, messages: Sequence[Message], backend: SharedBackend, tell: Tell, recorder: Recorder | None = None
+    work: Work,
+    messages: Sequence[Message],
+    backend: SharedBackend,
+    tell: Tell,
+    recorder: Recorder | None = None,
+    sinks: Sinks | None = None,
 ) -> Outcome:
     """Do the work of one request; cancelling it stops every rollout at its source.
 
-    A `recorder` follows the run of the first choice; a plain reply has none to follow.
-    Raises ApiError, BackendError, ConfigError, PromptError or MrsaError.
+    A `recorder` follows the run of the first choice; a plain reply has none to follow. Other runs are kept in `sinks`,
+    and go on from what these hold already. Raises ApiError, BackendError, ConfigError, PromptError, JournalError or
+    MrsaError.
     """
+    same_beginning.set(hash_of(_beginning(messages)))
     several = [
-        _one_choice(work.of_choice(index), index, messages, backend, tell, recorder if index == 0 else None)
+        _one_choice(
+            work.of_choice(index), index, messages, backend.of_choice(), tell, _recorder(recorder, index, sinks)
+        )
         for index in range(work.choices)
     ]
     return together(await all_or_none(several))
 
 
+def _beginning(messages: Sequence[Message]) -> list[Message]:
+    """The turns that every later request of the same conversation will begin with."""
+    first = next((place for place, message in enumerate(messages) if message["role"] == "user"), 0)
+    return list(messages[: first + 1])
+
+
+def _recorder(recorder: Recorder | None, index: int, sinks: Sinks | None) -> Recorder | None:
+    if recorder is not None and index == 0:
+        return recorder
+    return None if sinks is None else _KeptOnly(sinks(index))
+
+
+@dataclass(frozen=True, slots=True)
+class _KeptOnly:
+    """A recorder that nobody watches."""
+
+    sink: JournalSink
+
+    def on_event(self, event: events.Event) -> None: ...
+
+    def on_solution(self, solution: Solution) -> None: ...
+
+
 def together(outcomes: Sequence[Outcome]) -> Outcome:
     """The outcomes of several choices as one."""
     usage = sum((outcome.usage for outcome in outcomes), Usage())
+    final = sum((outcome.final_usage for outcome in outcomes), Usage())
     choices = tuple(choice for outcome in outcomes for choice in outcome.choices)
-    return Outcome(
-        choices=choices, usage=usage, reports=tuple(report for outcome in outcomes for report in outcome.reports)
-    )
+    reports = tuple(report for outcome in outcomes for report in outcome.reports)
+    return Outcome(choices=choices, usage=usage, reports=reports, final_usage=final)
 
 
 async def all_or_none(several: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
@@ -195,7 +255,8 @@ async def _run(
 
     source: Any = backend  # its capabilities are read-only, which the protocol's are not
     sink = None if recorder is None else recorder.sink
-    solution = await run(messages, work.config, source, final=work.final, sink=sink, on_event=on_event)
+    lean = not work.every_candidate
+    solution = await run(messages, work.config, source, final=work.final, sink=sink, on_event=on_event, lean=lean)
     if recorder is not None:
         recorder.on_solution(solution)
     interrupted = solution.finish_reason != "answered"
@@ -206,7 +267,8 @@ async def _run(
         choices = tuple(_choice_of(candidate) for candidate in solution.candidates[-1] if not candidate.failed)
     else:
         choices = (_choice(solution),)
-    return Outcome(choices=choices, usage=solution.usage, reports=(_report(work, solution),))
+    final = Usage() if solution.final is None else solution.final.usage
+    return Outcome(choices=choices, usage=solution.usage, reports=(_report(work, solution),), final_usage=final)
 
 
 def _choice_of(candidate: Candidate) -> Choice:
@@ -277,6 +339,7 @@ class _Following:
                     self._say(self._standing(event.round))
             case events.FinalStarted():
                 self._backend.share.urgent = self._work.choices == 1
+                self._backend.at_final = True
                 self._say("final aggregation")
             case events.FinalDelta():
                 self._tell(

@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from openzaya.backends.protocol import BackendError
-from openzaya.mrsa import ConfigError, MrsaError, PromptError
+from openzaya.mrsa import ConfigError, JournalError, MrsaError, PromptError
+from openzaya.serve.database import StoreError
 
 
 class ApiError(Exception):
@@ -64,18 +65,23 @@ def as_api_error(error: BaseException) -> ApiError | None:
     if isinstance(error, ConfigError | PromptError):
         return refused(str(error), param="mrsa")
     if isinstance(error, BackendError):
-        return _of_backend(error)
+        return _of_source(error, error.status, "upstream_failed")
     if isinstance(error, MrsaError):
-        return ApiError(502, str(error), code="rollouts_failed")
+        return _of_source(error, error.status, "rollouts_failed")
+    if isinstance(error, JournalError):
+        return ApiError(409, f"what had been done cannot be gone on with: {error}", code="cannot_resume")
+    if isinstance(error, StoreError):
+        return ApiError(503, str(error), code="store_failed", headers={"retry-after": "5"})
     return None
 
 
-def _of_backend(error: BackendError) -> ApiError:
-    if error.status in (400, 413, 422):
+def _of_source(error: Exception, status: int | None, code: str) -> ApiError:
+    """A refusal of the source is one of this service; what is wrong with the source itself is a bad gateway."""
+    if status in (400, 413, 422):
         return refused(str(error), code="refused_by_model")
-    if error.status == 429:
+    if status == 429:
         return ApiError(429, str(error), code="upstream_busy", headers={"retry-after": "5"})
-    return ApiError(502, str(error), code="upstream_failed")
+    return ApiError(502, str(error), code=code)
 
 
 UNFORESEEN = ApiError(500, "the server failed on this request; its log says why", code="internal_error")

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import uuid
-from typing import TypeVar
 
-from pydantic import BaseModel
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from openzaya.serve.errors import UNFORESEEN, ApiError, as_api_error, refused
+from openzaya.serve.errors import UNFORESEEN, ApiError, as_api_error
 from openzaya.serve.keys import is_loopback
 from openzaya.serve.service import Service
 
 logger = logging.getLogger(__name__)
-
-Body = TypeVar("Body", bound=BaseModel)
 
 _OPEN_PATHS = ("/", "/health/live", "/health/ready")
 _OPEN_FILES = "/page/"
@@ -44,37 +38,6 @@ def told(error: BaseException) -> ApiError:
     return known or UNFORESEEN
 
 
-async def read_body(request: Request, most: int) -> bytes:
-    """The body of a request in JSON. Raises ApiError (413, 415)."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        # A page in a browser can send any other type to a service on this machine without asking.
-        raise ApiError(415, f"the content type is {kind!r}; send JSON as Content-Type: application/json")
-    too_large = ApiError(413, f"the body is larger than {most:,} bytes, the most this service reads", code="too_large")
-    if int(request.headers.get("content-length") or 0) > most:
-        raise too_large
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > most:
-            raise too_large
-    return bytes(body)
-
-
-async def read_request(request: Request, kind: type[Body], most_bytes: int) -> Body:
-    """The body of a request as its type; raises ApiError or pydantic's ValidationError."""
-    content = await read_body(request, most_bytes)
-    try:
-        values = json.loads(content)
-        if b"\\ud" in content.lower():
-            json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair is no text
-    except (ValueError, RecursionError) as error:
-        raise refused(f"the body is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise refused(f"the body is a JSON {type(values).__name__}; send an object")
-    return kind.model_validate(values)
-
-
 class Guard:
     """ASGI middleware around the whole application."""
 
@@ -91,7 +54,10 @@ class Guard:
 
         async def marked(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                for name, value in self._service.budgets.headers(scope.get("state", {}).get("key")).items():
+                    headers[name] = value
                 route = scope.get("route")
                 path = getattr(route, "path", "other")
                 self._service.metrics.requests.labels(path, str(message["status"])).inc()

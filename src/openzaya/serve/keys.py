@@ -31,6 +31,10 @@ class Keyring:
     def __repr__(self) -> str:
         return f"Keyring({', '.join(key.name for key in self._keys)})"
 
+    def named(self, name: str) -> Key | None:
+        """The key of this name, where it still is one."""
+        return next((key for key in self._keys if key.name == name), None)
+
     def holder(self, authorization: str | None) -> Key | None:
         """Whose key an `Authorization` header carries; None where no key is asked for. Raises ApiError (401)."""
         if not self._keys:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -10,12 +11,14 @@ from pydantic.json_schema import models_json_schema
 import openzaya
 from openzaya.serve.chat_request import ChatRequest, RsaFields
 from openzaya.serve.completions import CompletionRequest
+from openzaya.serve.response_request import ResponseRequest
 
 _REFUSALS = {
     "400": "The request cannot be run",
     "401": "No key, or one that is not known here",
     "403": "Not this service's host",
-    "404": "There is no such model, run or rollout",
+    "404": "There is no such model, response, run or rollout",
+    "409": "The Idempotency-Key was used for another body, or the work was cancelled",
     "413": "The body is too large",
     "415": "The body is not JSON",
     "429": "Too many requests at once",
@@ -46,7 +49,7 @@ _ERROR_SCHEMA = {
 def document() -> dict[str, Any]:
     """The OpenAPI 3.1 description of the service."""
     _, schemas = models_json_schema(
-        [(ChatRequest, "validation"), (CompletionRequest, "validation"), (RsaFields, "validation")],
+        [(kind, "validation") for kind in (ChatRequest, CompletionRequest, ResponseRequest, RsaFields)],
         ref_template="#/components/schemas/{model}",
     )
     components = {**schemas["$defs"], "Error": _ERROR_SCHEMA}
@@ -54,12 +57,30 @@ def document() -> dict[str, Any]:
     paths = {
         "/v1/chat/completions": {"post": _posted("A chat reply under Markovian RSA", "ChatRequest", stream=True)},
         "/v1/completions": {"post": _posted("Text continued as it is", "CompletionRequest", stream=True)},
+        "/v1/responses": {"post": _posted("A response, also in the background", "ResponseRequest", stream=True)},
+        "/v1/responses/{id}": {
+            "parameters": [_ID],
+            "get": _got("A response, or the rest of its stream", parameters=_STREAM, stream=True),
+            "delete": _got("The response is forgotten"),
+        },
+        "/v1/responses/{id}/cancel": {"parameters": [_ID], "post": _got("A background response is ended")},
+        "/v1/responses/{id}/input_items": {
+            "parameters": [_ID],
+            "get": _got("What the response was asked", parameters=_PAGE),
+        },
+        "/v1/spending": {"get": _got("What the key that asks has spent, by day")},
         "/v1/models": {"get": _got("The model, and the model with each preset that fits")},
         "/runs": {"post": _posted("Start a run that goes on without its client", "ChatRequest", status="202")},
-        "/runs/{id}/events": {"get": _got("The records of a run as they come", "id", kind="text/event-stream")},
-        "/runs/{id}/rollouts/{round}/{index}": {"get": _got("One whole rollout of a run", "id", "round", "index")},
-        "/runs/{id}/page": {"get": _got("The run as one HTML file", "id", kind="text/html")},
-        "/runs/{id}/cancel": {"post": _got("End a run with every rollout at its source", "id")},
+        "/runs/{id}/events": {
+            "parameters": [_ID],
+            "get": _got("The records of a run as they come", kind="text/event-stream", parameters=_AFTER),
+        },
+        "/runs/{id}/rollouts/{round}/{index}": {
+            "parameters": [_ID, *_ROLLOUT],
+            "get": _got("One whole rollout of a run"),
+        },
+        "/runs/{id}/page": {"parameters": [_ID], "get": _got("The run as one HTML file", kind="text/html")},
+        "/runs/{id}/cancel": {"parameters": [_ID], "post": _got("End a run with every rollout at its source")},
         "/health/live": {"get": _got("The process is alive")},
         "/health/ready": {"get": _got("New work is taken (503: not any more)")},
         "/metrics": {"get": _got("Figures for Prometheus", kind="text/plain")},
@@ -97,7 +118,7 @@ def _posted(summary: str, schema: str, *, stream: bool = False, status: str = "2
     kinds = {"application/json": {"schema": {"type": "object"}}}
     if stream:
         kinds["text/event-stream"] = {"schema": {"type": "string"}}
-    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    error = {"application/json": {"schema": _ERROR}}
     refusals = {status: {"description": said, "content": error} for status, said in _REFUSALS.items()}
     body = {"required": True, "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}}
     return {
@@ -107,16 +128,35 @@ def _posted(summary: str, schema: str, *, stream: bool = False, status: str = "2
     }
 
 
-def _got(summary: str, *places: str, kind: str = "application/json") -> dict[str, Any]:
-    """What is fetched, or done, at an address with these places in it."""
-    answer: dict[str, Any] = {"200": {"description": summary, "content": {kind: {}}}}
-    if not places:
-        return {"summary": summary, "responses": answer}
-    kinds = {"id": "string"}
-    given = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": kinds.get(name, "integer")}}
-        for name in places
-    ]
-    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    refusals = {status: {"description": _REFUSALS[status], "content": error} for status in ("400", "401", "403", "404")}
-    return {"summary": summary, "parameters": given, "responses": answer | refusals}
+def _got(
+    summary: str, *, kind: str = "application/json", parameters: Sequence[Any] = (), stream: bool = False
+) -> dict[str, Any]:
+    kinds: dict[str, Any] = {kind: {}} | ({"text/event-stream": {"schema": {"type": "string"}}} if stream else {})
+    error = {"description": "An error", "content": {"application/json": {"schema": _ERROR}}}
+    return {
+        "summary": summary,
+        "parameters": list(parameters),
+        "responses": {"200": {"description": summary, "content": kinds}, "default": error},
+    }
+
+
+def _parameter(name: str, schema: dict[str, Any], *, where: str = "query") -> dict[str, Any]:
+    return {"name": name, "in": where, "required": where == "path", "schema": schema}
+
+
+_ERROR = {"$ref": "#/components/schemas/Error"}
+_ID = _parameter("id", {"type": "string"}, where="path")
+_STREAM = (
+    _parameter("stream", {"type": "boolean"}),
+    _parameter("starting_after", {"type": "integer"}),
+)
+_AFTER = (_parameter("after", {"type": "integer"}),)
+_ROLLOUT = (
+    _parameter("round", {"type": "integer"}, where="path"),
+    _parameter("index", {"type": "integer"}, where="path"),
+)
+_PAGE = (
+    _parameter("order", {"enum": ["asc", "desc"]}),
+    _parameter("limit", {"type": "integer", "minimum": 1, "maximum": 100}),
+    _parameter("after", {"type": "string"}),
+)

@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from openzaya.serve.chat_request import ChatRequest
 from openzaya.serve.errors import ApiError, refused
-from openzaya.serve.guard import read_request
+from openzaya.serve.reading import read_request
 from openzaya.serve.run_page import DRAWING, STYLE, page_file, page_of
 from openzaya.serve.run_records import Record, RecordWriter
 from openzaya.serve.runs import Runs
@@ -56,7 +56,7 @@ class Playground:
         """Start a run from the body of a chat request; it goes on when the client leaves."""
         service, key = self._service, request.state.key
         limits = service.limits_of(key)
-        asked = await read_request(request, ChatRequest, limits.body_bytes)
+        asked, _ = await read_request(request, ChatRequest, limits.body_bytes)
         work = plan_work(asked, service.menu, service.backend.capabilities, limits, progress=False)
         if work.choices > 1 or work.every_candidate:
             raise refused("a run has one reply; leave n and rsa_final_n out", param="n")

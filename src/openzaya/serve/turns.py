@@ -9,7 +9,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from openzaya.backends.protocol import Backend, BackendError, Capabilities, ChatParams, Delta, Message
+from openzaya.backends.protocol import Backend, BackendError, Capabilities, ChatParams, Delta, Message, Usage
 from openzaya.engine.params import SamplingParams
 
 
@@ -23,6 +23,8 @@ class Share:
     served: int = 0
     """When it last got a turn, in turns given."""
     waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
+    usage: Usage = field(default_factory=Usage)
+    """What it has cost so far, as its sources counted; a rollout that was cut off is not in it."""
 
 
 class Turns:
@@ -88,10 +90,19 @@ class Turns:
 class SharedBackend:
     """A `Backend` as one request sees it: the same source, in turns with all other requests."""
 
-    def __init__(self, backend: Backend, turns: Turns) -> None:
-        self.share = Share()
+    def __init__(
+        self, backend: Backend, turns: Turns, final: Backend | None = None, share: Share | None = None
+    ) -> None:
+        self.share = share or Share()
+        self.at_final = False
+        """What is asked now is the final call."""
         self._backend = backend
         self._turns = turns
+        self._final = final
+
+    def of_choice(self) -> SharedBackend:
+        """The same for one of several choices, which comes to its final call in its own time."""
+        return SharedBackend(self._backend, self._turns, self._final, self.share)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -99,14 +110,19 @@ class SharedBackend:
 
     async def chat(self, messages: Sequence[Message], params: ChatParams) -> AsyncGenerator[Delta]:
         """As the source's own, once it is this request's turn."""
-        async with self._turns.turn(self.share), aclosing(_generator(self._backend.chat(messages, params))) as deltas:
+        source = self._final if self._final is not None and self.at_final else self._backend
+        async with self._turns.turn(self.share), aclosing(_generator(source.chat(messages, params))) as deltas:
             async for delta in deltas:
+                if delta.usage is not None:
+                    self.share.usage += delta.usage
                 yield delta
 
     async def complete(self, prompt: str | Sequence[int], params: SamplingParams) -> AsyncGenerator[Delta]:
         """As the source's own, once it is this request's turn."""
         async with self._turns.turn(self.share), aclosing(_generator(self._backend.complete(prompt, params))) as deltas:
             async for delta in deltas:
+                if delta.usage is not None:
+                    self.share.usage += delta.usage
                 yield delta
 
     async def count(self, text: str) -> int | None:

@@ -33,13 +33,16 @@ class Work:
     progress: bool = True
     rsa: RsaFields | None = None
 
+    def seeded(self, seed: int) -> Work:
+        """The same with another seed."""
+        config = self.config.model_copy(update={"seed": seed})
+        return replace(self, config=config, direct=self.direct and replace(self.direct, seed=seed))
+
     def of_choice(self, index: int) -> Work:
         """The same for one choice, with its own seed."""
         if index == 0:
             return self
-        seed = derive_seed(self.config.seed, 0, index, "choice")
-        config = self.config.model_copy(update={"seed": seed})
-        return replace(self, config=config, direct=self.direct and replace(self.direct, seed=seed))
+        return self.seeded(derive_seed(self.config.seed, 0, index, "choice"))
 
     def most_tokens(self, context: int | None) -> int:
         """The most tokens that this may come to generate."""
@@ -69,12 +72,8 @@ def plan_work(
     deadline = min(limits.deadline, work.config.deadline or limits.deadline)
     if "seed" in chosen:
         seed = work.config.seed
-    work = replace(
-        work,
-        config=work.config.model_copy(update={"seed": seed, "deadline": deadline}),
-        direct=work.direct and replace(work.direct, seed=seed),
-        progress=progress,
-    )
+    config = work.config.model_copy(update={"deadline": deadline})
+    work = replace(work, config=config, progress=progress).seeded(seed)
     _check_cost(work, capabilities.context, limits)
     return work
 
