@@ -17,6 +17,7 @@ from openzaya.cli.options import (
     ApiKeyOption,
     BackendModelOption,
     BackendOption,
+    DeviceOption,
     ModelOption,
     OfflineOption,
     Source,
@@ -42,6 +43,7 @@ def solve(
     backend: BackendOption = None,
     backend_model: BackendModelOption = None,
     api_key_env: ApiKeyOption = None,
+    device: DeviceOption = None,
     yes: YesOption = False,
     offline: OfflineOption = False,
     preset: Annotated[
@@ -117,7 +119,7 @@ def solve(
     failed, 4 a budget or deadline ended it (the best answer so far is printed), 130 interrupted.
     """
     question = read_problem(problem)
-    source = Source.of(model, backend, backend_model, api_key_env).ready(yes=yes, offline=offline, quiet=quiet)
+    source = Source.of(model, backend, backend_model, api_key_env, device).ready(yes=yes, offline=offline, quiet=quiet)
     from openzaya.api import solve as solve_problem
     from openzaya.cli.progress import follow
 

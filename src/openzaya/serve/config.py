@@ -56,6 +56,8 @@ class ServeConfig(_Table):
     backend_model: str | None = None
     api_key_env: str | None = None
     """The environment variable that holds the upstream's key."""
+    device: str | None = None
+    """Where a model in this process runs, in the words of torch; None: `cpu`."""
     name: str | None = None
     """What clients call the model; None: its own name."""
     mrsa: dict[str, Any] = Field(default_factory=dict)

@@ -38,6 +38,7 @@ async def serve(config: ServeConfig, *, on_ready: OnReady | None = None) -> None
             backend_model=config.backend_model,
             api_key=os.environ.get(config.api_key_env) if config.api_key_env else None,
             api_key_env=config.api_key_env,
+            device=config.device or "cpu",
         )
         try:
             service = Service(config, backend, keys)
