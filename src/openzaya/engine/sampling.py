@@ -116,7 +116,8 @@ def by_inverse(logits_BV: Tensor, chance_B: Tensor) -> Tensor:
     ends = weights.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
     target_B1 = chance_B[:, None] * ends[:, -1:]
     block_B1 = _first_above(ends, target_B1)
-    before_B1 = torch.where(block_B1 > 0, ends.gather(1, (block_B1 - 1).clamp_min(0)), 0.0)
+    # Not `torch.where` with a number, which goes to a GPU by a copy that waits.
+    before_B1 = ends.gather(1, (block_B1 - 1).clamp_min(0)).masked_fill(block_B1 == 0, 0)
     inside = weights[torch.arange(rows, device=weights.device), block_B1[:, 0]].double().cumsum(dim=-1)
     return (block_B1 * _BLOCK + _first_above(inside, target_B1 - before_B1))[:, 0]
 
@@ -178,7 +179,7 @@ def draw_filtered(scores_BV: Tensor, chance_B: Tensor, filters: Filters, candida
     )
     kept_BN = (place_N < filters.top_k[:, None]) & (weights_BN >= filters.min_p[:, None])
     # At top_p 1 the filter is off; comparing sums there would leave the decision to rounding.
-    mass_B1 = torch.where(filters.top_p < 1, filters.top_p * within_k_B, torch.inf)[:, None]
+    mass_B1 = (filters.top_p * within_k_B).masked_fill(filters.top_p >= 1, torch.inf)[:, None]
     kept_BN &= sums_BN - weights_BN < mass_B1
     counts_B1 = kept_BN.sum(dim=-1, keepdim=True)
     ends_B1 = sums_BN.gather(1, counts_B1 - 1)

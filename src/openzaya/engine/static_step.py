@@ -92,7 +92,9 @@ class Graphs:
     """Captures functions as graphs of one GPU, which share memory; where one cannot be, it says so and gives up."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._memory = device, torch.cuda.graph_pool_handle()
+        # A stream of this device: the one that torch would take belongs to the device that captured first.
+        self._device, self._stream = device, torch.cuda.Stream(device)
+        self._memory = torch.cuda.graph_pool_handle()
         self.refused = False
 
     def captured(self, function: Callable[[], None]) -> Callable[[], None]:
@@ -106,7 +108,7 @@ class Graphs:
                 # The inner context does not give the stream back where the capture fails; the outer one does.
                 with (
                     torch.cuda.stream(torch.cuda.current_stream()),
-                    torch.cuda.graph(graph, pool=self._memory, capture_error_mode="thread_local"),
+                    torch.cuda.graph(graph, self._memory, self._stream, capture_error_mode="thread_local"),
                 ):
                     function()
             except RuntimeError as error:
@@ -120,13 +122,12 @@ class Graphs:
         return graph.replay
 
     def _warm_up(self, function: Callable[[], None]) -> None:
-        """Kernels are compiled and libraries made ready, on a stream of its own as capturing will be."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        """Kernels are compiled and libraries made ready, on the stream that captures."""
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             for _ in range(2):
                 function()
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self._stream)
 
 
 class _Step:
@@ -232,7 +233,7 @@ class _Draw:
             candidates = min(sampling.FIRST_CANDIDATES, scores_BV.shape[1])
             among_B, certain_B = sampling.draw_filtered(scores_BV, chance_B, filters, candidates)
             plain_B = (filters.top_k == scores_BV.shape[1]) & (top_p_B >= 1) & (min_p_B <= 0)
-            drawn_B = torch.where(plain_B, drawn_B, torch.where(certain_B, among_B, -1))
+            drawn_B = torch.where(plain_B, drawn_B, among_B.masked_fill(~certain_B, -1))
         self.tokens_B.copy_(torch.where(greedy_B, likeliest_B, drawn_B))
 
 
