@@ -38,6 +38,7 @@ async def asolve(
     backend_model: str | None = None,
     api_key: str | None = None,
     api_key_env: str | None = None,
+    device: str = "cpu",
     preset: str = "auto",
     seed: int = 0,
     prompts: Prompts | str | Path | None = None,
@@ -50,7 +51,8 @@ async def asolve(
     """Solve one problem, or reply to one conversation, under Markovian RSA.
 
     Tokens come from `model` (the bundled `tiny`, a folder or a hub id) in this process, or from `backend`: the base
-    URLs of OpenAI-compatible servers, or a `Backend` of your own, which stays open. `journal` is a new file to keep the
+    URLs of OpenAI-compatible servers, or a `Backend` of your own, which stays open. `device` is where a model in this
+    process runs, in the words of torch ("cpu", "cuda"). `journal` is a new file to keep the
     run in, `resume` the file of a run to go on with. `overrides` are settings of `MrsaConfig`; None keeps the preset's.
 
     Raises ConfigError, PromptError, JournalError or ValueError for bad input, BackendError where the source cannot be
@@ -60,7 +62,7 @@ async def asolve(
     _check_preset(preset, seed, overrides)
     sink = _sink(journal, resume)
     try:
-        async with _open_backend(model, backend, backend_model, api_key, api_key_env) as source:
+        async with _open_backend(model, backend, backend_model, api_key, api_key_env, device) as source:
             config = _configure(preset, source, model, seed, overrides)
             return await run(
                 problem, config, source, prompts=wordings, tokenizer=tokenizer, sink=sink, on_event=on_event
@@ -106,12 +108,15 @@ async def _open_backend(
     backend_model: str | None,
     api_key: str | None,
     api_key_env: str | None,
+    device: str,
 ) -> AsyncIterator[Backend]:
     if isinstance(backend, Backend):
         yield backend
         return
     urls = [] if backend is None else [backend] if isinstance(backend, str) else list(backend)
-    source = await open_backend(str(model), urls, backend_model=backend_model, api_key=api_key, api_key_env=api_key_env)
+    source = await open_backend(
+        str(model), urls, backend_model=backend_model, api_key=api_key, api_key_env=api_key_env, device=device
+    )
     try:
         yield source
     finally:

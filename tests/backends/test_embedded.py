@@ -111,6 +111,10 @@ def test_reasoning_and_answer_come_apart_with_their_ids(tokenizer):
     assert reply.usage.prompt_tokens == len(encode_chat(tokenizer, ChatTemplate.built_in(), QUESTION))
 
 
+def test_a_backend_says_where_its_engine_computes(engine):
+    assert EmbeddedBackend(engine, ChatTemplate.built_in()).device == "cpu"
+
+
 def test_pieces_join_to_the_reply_of_the_engine(engine, tokenizer):
     params = ChatParams(max_tokens=60, seed=4, ignore_eos=True, logprobs=1)
     reply = ask(engine, params)

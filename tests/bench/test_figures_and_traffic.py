@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from openzaya.bench.figures import Figure, busy_processes, in_rounds, ratio
-from openzaya.bench.outlook import SHARE_IN_CORE, outlooks
+from openzaya.bench.outlook import SHARE_IN_CORE, outlooks, outlooks_on_gpu
 from openzaya.bench.traffic import expected_experts, small_in_core, step_traffic, weights_of
 from openzaya.model.config import NAMED_SHAPES
 from openzaya.model.quantised.matrices import container_bytes
@@ -131,3 +131,9 @@ def test_a_shape_that_a_scheme_cannot_hold_is_refused_in_words():
     assert "200" in by_scheme["w4", 32].refusal
     assert by_scheme["bfloat16", None].refusal is None
     assert by_scheme["bfloat16", None].tokens_a_second is None, "weights that fit in a cache have no estimate"
+
+
+def test_a_gpu_of_8_gb_holds_the_8b_in_four_bits_alone():
+    found = {(each.scheme, each.group): each for each in outlooks_on_gpu(NAMED_SHAPES["zaya1-8b"], "a GPU", 8 << 30)}
+    assert {way for way, each in found.items() if each.fits} == {("w4", 32), ("w4", 128)}
+    assert all(each.executor == "torch on a GPU" and each.tokens_a_second is None for each in found.values())

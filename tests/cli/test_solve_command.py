@@ -203,6 +203,8 @@ def only_sentence(result: Result) -> str:
         ([PROBLEM, "--backend", "http://h/v1?key=1"], 2, "carries a query"),
         ([PROBLEM, "--backend", "http://h", "--model", "tiny"], 2, "two sources of tokens; give one"),
         ([PROBLEM, "--backend-model", "m"], 2, "--backend-model m belongs to a server"),
+        ([PROBLEM, "--backend", "http://h", "--device", "cuda"], 2, "--device cuda is for a model in this process"),
+        ([PROBLEM, "--device", "cuda:99"], 2, "device 'cuda:99' cannot be used here"),
         ([PROBLEM, "--backend", "http://h", "--api-key-env", "NOT_SET"], 2, "NOT_SET of --api-key-env is not set"),
         ([PROBLEM, "--prompts", "/nowhere.toml"], 2, "cannot read the prompts file /nowhere.toml"),
         ([PROBLEM, "--resume", "/nowhere.jsonl"], 2, "there is no journal /nowhere.jsonl to resume"),

@@ -55,6 +55,7 @@ class EmbeddedBackend:
             raise ValueError("the engine has no tokenizer, so it cannot chat; give Engine a tokenizer")
         self._engine, self._template, self._owns_engine = engine, template, owns_engine
         self._tokenizer: Tokenizer = engine.tokenizer
+        self.device = engine.device
         self.capabilities = Capabilities(
             token_ids=True,
             logprobs=True,

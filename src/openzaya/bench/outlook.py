@@ -47,11 +47,38 @@ def outlooks(config: ZayaConfig, *, available_bytes: int | None, bytes_a_second:
     `bytes_a_second` is a measured read of memory, `core` whether the compiled core is there; without it quantised
     weights run in torch, dequantised.
     """
-    ways: Sequence[Scheme | None] = (
-        None,
-        *sorted(SCHEMES, key=lambda scheme: (-int(scheme.name[1:]), scheme.group or 0)),
-    )
-    return [_outlook(config, scheme, available_bytes, bytes_a_second, core) for scheme in ways]
+    return [_outlook(config, scheme, available_bytes, bytes_a_second, core) for scheme in _ways()]
+
+
+def outlooks_on_gpu(config: ZayaConfig, name: str, memory_bytes: int) -> list[Outlook]:
+    """The same for a GPU of so much memory, where quantised weights stay packed; schemes that refuse are left out.
+
+    Its speed is not estimated: no share of a GPU's bandwidth has been measured yet.
+    """
+    found = []
+    for scheme in _ways():
+        try:
+            if scheme is not None:
+                check_shapes(config, scheme)
+        except ValueError:
+            continue
+        weights = weights_of(config, scheme, 2)
+        label, group = ("bfloat16", None) if scheme is None else (scheme.name, scheme.group)
+        disk = container_bytes(config, scheme, 2) if scheme else model_info(config).weight_bytes["bfloat16"]
+        length = min(SEQUENCE, config.max_position_embeddings)
+        memory, sequence = weights.total(config), sequence_bytes(config, length, "bfloat16")
+        room = memory_bytes - memory
+        found.append(
+            Outlook(
+                label, group, None, f"torch on {name}", disk, memory, length, sequence, room >= sequence,
+                max(0, room // sequence),
+            )
+        )  # fmt: skip
+    return found
+
+
+def _ways() -> Sequence[Scheme | None]:
+    return (None, *sorted(SCHEMES, key=lambda scheme: (-int(scheme.name[1:]), scheme.group or 0)))
 
 
 def _outlook(config: ZayaConfig, scheme: Scheme | None, available: int | None, bandwidth: float, core: bool) -> Outlook:

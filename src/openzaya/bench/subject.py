@@ -51,7 +51,8 @@ class Subject:
     def pool(self, tokens: int, slots: int) -> StatePool:
         """State for `slots` sequences and about `tokens` tokens in all."""
         small = self.served.pool(memory=1 << 28, slots=1)
-        memory = (pages_for(tokens) + slots) * small.page_bytes + slots * small.slot_bytes
+        spare = 1 if small.filler else 0
+        memory = (pages_for(tokens) + slots + spare) * small.page_bytes + (slots + spare) * small.slot_bytes
         del small
         return self.served.pool(memory=memory, slots=slots)
 
@@ -182,12 +183,14 @@ def routed(executor: Executor) -> Iterator[list[np.ndarray]]:
     assert isinstance(executor, TorchExecutor)
     routers = [module for module in executor.model.modules() if isinstance(module, Router)]
     seen: list[Tensor] = []
+    static, executor.static = executor.static, None  # a graph that is replayed calls no hook
     hooks = [router.register_forward_hook(lambda _m, _a, output: seen.append(output[0])) for router in routers]
     try:
         yield steps
     finally:
         for hook in hooks:
             hook.remove()
+        executor.static = static
         for first in range(0, len(seen), len(routers)):
             steps.append(np.stack([chosen.cpu().numpy() for chosen in seen[first : first + len(routers)]]))
 

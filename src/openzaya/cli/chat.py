@@ -17,6 +17,7 @@ from openzaya.cli.options import (
     ApiKeyOption,
     BackendModelOption,
     BackendOption,
+    DeviceOption,
     ModelOption,
     OfflineOption,
     Source,
@@ -38,6 +39,7 @@ def chat(
     backend: BackendOption = None,
     backend_model: BackendModelOption = None,
     api_key_env: ApiKeyOption = None,
+    device: DeviceOption = None,
     yes: YesOption = False,
     offline: OfflineOption = False,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="A system prompt.", rich_help_panel=_PANEL)] = None,
@@ -63,7 +65,7 @@ def chat(
     """
     from openzaya.backends.protocol import ChatParams
 
-    source = Source.of(model, backend, backend_model, api_key_env)
+    source = Source.of(model, backend, backend_model, api_key_env, device)
     if top_p == 0:
         raise InputError("--top-p is 0; it must be above 0 and at most 1")
     source = source.ready(yes=yes, offline=offline)

@@ -40,7 +40,7 @@ def info(
     Shape, parameter counts, bytes of state a token; cores, memory, torch; for each way of keeping the weights whether
     it fits here, and an estimate of its speed from a read of memory that is measured now.
     """
-    from openzaya.bench.outlook import outlooks
+    from openzaya.bench.outlook import outlooks, outlooks_on_gpu
     from openzaya.cli.machine import this_machine
     from openzaya.model.info import model_info
 
@@ -52,6 +52,8 @@ def info(
         bytes_a_second=machine.bytes_per_second,
         core=machine.no_core is None,
     )
+    for device in machine.devices:
+        here += outlooks_on_gpu(config, device.name, device.memory_bytes)
     facts = {
         "model": model,
         "shape": _plain_shape(config),

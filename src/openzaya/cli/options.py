@@ -55,6 +55,15 @@ ApiKeyOption = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="cpu|cuda",
+        help="Where a model here runs, as torch calls it: cpu (default), or cuda for a GPU of NVIDIA or AMD.",
+        rich_help_panel=_PANEL,
+    ),
+]
 YesOption = Annotated[
     bool,
     typer.Option("--yes", "-y", help="Ask nothing before a large download.", rich_help_panel=_PANEL),
@@ -74,25 +83,33 @@ class Source:
     backend_model: str | None = None
     api_key_env: str | None = None
     api_key: str | None = None
+    device: str = "cpu"
     hub_id: str | None = None
     """What `model` is the folder of, where it came from the hub."""
 
     @classmethod
     def of(
-        cls, model: str | None, urls: list[str] | None, backend_model: str | None, api_key_env: str | None
+        cls,
+        model: str | None,
+        urls: list[str] | None,
+        backend_model: str | None,
+        api_key_env: str | None,
+        device: str | None = None,
     ) -> Source:
-        """The source that the four options name; raises InputError where they contradict each other."""
+        """The source that the options name; raises InputError where they contradict each other."""
         if urls and model is not None:
             raise InputError(f"--model {model} and --backend {urls[0]} are two sources of tokens; give one of them")
         for option, value in (("--backend-model", backend_model), ("--api-key-env", api_key_env)):
             if value is not None and not urls:
                 raise InputError(f"{option} {value} belongs to a server; give its URL with --backend as well")
+        if urls and device is not None:
+            raise InputError(f"--device {device} is for a model in this process; a server has its own, leave it out")
         key = None
         if api_key_env is not None:
             key = os.environ.get(api_key_env)
             if not key:
                 raise InputError(f"the environment variable {api_key_env} of --api-key-env is not set or empty")
-        return cls(model or BUNDLED, tuple(urls or ()), backend_model, api_key_env, key)
+        return cls(model or BUNDLED, tuple(urls or ()), backend_model, api_key_env, key, device or "cpu")
 
     def ready(self, *, yes: bool, offline: bool, quiet: bool = False) -> Source:
         """The same with a model that is on this machine, after a download where it is one of the hub.
@@ -101,7 +118,7 @@ class Source:
         """
         if self.urls:
             return self
-        folder = hub_model_folder(self.model, yes=yes, offline=offline, quiet=quiet)
+        folder = hub_model_folder(self.model, yes=yes, offline=offline, quiet=quiet, device=self.device)
         return self if folder is None else replace(self, model=folder, hub_id=self.model)
 
     @property
@@ -120,6 +137,7 @@ class Source:
             "backend_model": self.backend_model,
             "api_key": self.api_key,
             "api_key_env": self.api_key_env,
+            "device": self.device,
         }
 
     @asynccontextmanager
@@ -133,6 +151,7 @@ class Source:
             backend_model=self.backend_model,
             api_key=self.api_key,
             api_key_env=self.api_key_env,
+            device=self.device,
         )
         try:
             yield backend

@@ -14,6 +14,7 @@ from openzaya.cli.options import (
     ApiKeyOption,
     BackendModelOption,
     BackendOption,
+    DeviceOption,
     ModelOption,
     OfflineOption,
     Source,
@@ -30,6 +31,7 @@ def serve(
     backend: BackendOption = None,
     backend_model: BackendModelOption = None,
     api_key_env: ApiKeyOption = None,
+    device: DeviceOption = None,
     yes: YesOption = False,
     offline: OfflineOption = False,
     host: Annotated[str | None, typer.Option(metavar="HOST", help="Where to listen (default 127.0.0.1).")] = None,
@@ -54,6 +56,7 @@ def serve(
         backend=tuple(backend) if backend else None,
         backend_model=backend_model,
         api_key_env=api_key_env,
+        device=device,
         host=host,
         port=port,
     )
@@ -65,9 +68,9 @@ def serve(
 
 def _with_model_here(settings: ServeConfig, *, yes: bool, offline: bool) -> ServeConfig:
     """The same with a model of the hub on this machine, after a download where it is not yet."""
-    source = Source.of(settings.model, list(settings.backend), settings.backend_model, settings.api_key_env).ready(
-        yes=yes, offline=offline
-    )
+    source = Source.of(
+        settings.model, list(settings.backend), settings.backend_model, settings.api_key_env, settings.device
+    ).ready(yes=yes, offline=offline)
     if source.hub_id is None:
         return settings
     return settings.model_copy(update={"model": source.model, "name": settings.name or source.hub_id})

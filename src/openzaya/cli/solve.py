@@ -18,6 +18,7 @@ from openzaya.cli.options import (
     ApiKeyOption,
     BackendModelOption,
     BackendOption,
+    DeviceOption,
     ModelOption,
     OfflineOption,
     Source,
@@ -44,6 +45,7 @@ def solve(
     backend: BackendOption = None,
     backend_model: BackendModelOption = None,
     api_key_env: ApiKeyOption = None,
+    device: DeviceOption = None,
     yes: YesOption = False,
     offline: OfflineOption = False,
     preset: Annotated[
@@ -131,7 +133,7 @@ def solve(
     if problem is None:
         raise typer.Exit(draw_again(resume, html, as_json=as_json))
     question = read_problem(problem)
-    source = Source.of(model, backend, backend_model, api_key_env).ready(yes=yes, offline=offline, quiet=quiet)
+    source = Source.of(model, backend, backend_model, api_key_env, device).ready(yes=yes, offline=offline, quiet=quiet)
     from openzaya.api import solve as solve_problem
     from openzaya.cli.progress import follow
 

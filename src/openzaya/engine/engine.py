@@ -64,7 +64,7 @@ class Engine:
         numerics: str = "hf",
         executor: ExecutorName = "auto",
         kv_dtype: KVType = "auto",
-        packed: bool = False,
+        packed: bool | None = None,
     ) -> None:
         """`model` is what `load_model` takes, with `dtype`, `device` and `numerics`; or a model, used as it is.
 
@@ -73,7 +73,8 @@ class Engine:
         sequences ("4GiB", or bytes); weights are not in it. `executor` "auto" computes with a quantised folder in the
         compiled core, from the mapped file and in float32, where nothing speaks against it, and with everything else in
         torch; "compiled" and "torch" leave no choice. `kv_dtype` is the type of keys and values in the core: "float16"
-        (also "auto"), "float32" or "int8". With `packed` a quantised folder stays packed in torch too. `threads` are
+        (also "auto"), "float32" or "int8". `packed` keeps a quantised folder packed in torch, as None does on a GPU.
+        `threads` are
         torch's, for the whole process until `close`, and the core's; None leaves torch's, and measures how many pay in
         the core.
         `max_batch` is the most sequences that decode together, `prefill_chunk` the prompt tokens computed beside them
@@ -88,7 +89,7 @@ class Engine:
             "dtype": dtype, "device": device, "numerics": numerics,
         }  # fmt: skip
         self._finding: dict[str, Any] = {
-            "executor": executor, "dtype": dtype, "device": device, "packed": packed, "memory": memory,
+            "executor": executor, "dtype": dtype, "device": device, "packed": bool(packed), "memory": memory,
         }  # fmt: skip
         if not isinstance(model, ZayaForCausalLM):
             model = find_weights(model, **self._finding)
@@ -107,6 +108,11 @@ class Engine:
             before_work=self._schedule.forget_stale_prefixes,
             after_step=self._mailboxes.ring,
         )
+
+    @property
+    def device(self) -> str:
+        """Where it computes, in the words of torch."""
+        return str(self._worker.scheduler.pool.device)
 
     @property
     def context(self) -> int:

@@ -14,6 +14,7 @@ from openzaya.engine import sampling
 from openzaya.engine.paged import DecodeView, PrefillView
 from openzaya.engine.params import SamplingParams
 from openzaya.engine.state import StatePool
+from openzaya.engine.static_step import StaticDecode
 from openzaya.model.decoder import ZayaForCausalLM
 
 
@@ -59,11 +60,16 @@ class Executor(Protocol):
 
 
 class TorchExecutor:
-    """Steps through the model itself, one forward for all decoding rows and one for each group of like chunks."""
+    """Steps through the model itself, one forward for all decoding rows and one for each group of like chunks.
+
+    With a pool that has a `filler`, decoding has static shapes (`StaticDecode`), which a GPU replays as graphs; the
+    scores of decoding rows then last until the next step.
+    """
 
     def __init__(self, model: ZayaForCausalLM, pool: StatePool) -> None:
         self.model = model
         self.pool = pool
+        self.static = StaticDecode(model, pool) if pool.filler else None
 
     @torch.inference_mode()
     def step(self, batch: StepBatch) -> StepResult:
@@ -77,13 +83,17 @@ class TorchExecutor:
     def sample(
         self, logits_BV: Tensor, params_B: Sequence[SamplingParams], seeds_B: np.ndarray, places_B: np.ndarray
     ) -> np.ndarray:
-        return sampling.sample(logits_BV, params_B, seeds_B, places_B)
+        draw = sampling.sample if self.static is None else self.static.sample
+        return draw(logits_BV, params_B, seeds_B, places_B)
 
     def _decode(self, slots: np.ndarray, ids: np.ndarray) -> Tensor:
-        input_ids = torch.from_numpy(ids).to(self.pool.device)[:, None]
-        hidden_BSD = self.model.hidden(input_ids, cache=DecodeView(self.pool, slots))
+        if self.static is not None:
+            logits_BV = self.static.logits(slots, ids)
+        else:
+            input_ids = torch.from_numpy(ids).to(self.pool.device)[:, None]
+            logits_BV = self.model.logits(self.model.hidden(input_ids, cache=DecodeView(self.pool, slots))[:, 0])
         self.pool.lengths[slots] += 1
-        return self.model.logits(hidden_BSD[:, 0])
+        return logits_BV
 
     def _prefill(self, chunks: Sequence[PromptChunk]) -> list[Tensor | None]:
         slots = np.array([chunk.slot for chunk in chunks], dtype=np.int64)

@@ -22,23 +22,16 @@ _SPARSE = 2.5
 """A range of the pool with this many times the pages wanted is read page by page, not as a whole."""
 
 
-class DecodeView:
-    """One new token a row, whatever the rows' lengths.
+class OneToken:
+    """One new token a row, whatever the rows' lengths: where it is written, and the state before it.
 
-    Attention visits each page once, where it lies in the pool: keys are not gathered into a dense block, no short row
-    is padded to a long one, and a page that several rows share is read once for all of them.
+    How its query attends to the pages of its row is `_attend`, which each kind of view has its own.
     """
 
-    def __init__(self, pool: StatePool, slots_B: np.ndarray) -> None:
-        """Each of `slots_B` must have room reserved for one more token."""
-        self._pool = pool
-        lengths_B = pool.lengths[slots_B]
-        self._slots_B = torch.from_numpy(slots_B).to(pool.device)
-        self._lengths_B = torch.from_numpy(lengths_B).to(pool.device)
-        self._pages_B = torch.from_numpy(pool.tables[slots_B, lengths_B // PAGE].astype(np.int64)).to(pool.device)
-        self._places_B = torch.from_numpy(lengths_B % PAGE).to(pool.device)
-        tables = pool.tables[slots_B, : pages_for(int(lengths_B.max()) + 1)]
-        self._segments = [segment.on(pool.device, lengths_B) for segment in segments_of(tables, lengths_B + 1)]
+    def __init__(self, pool: StatePool, slots_B: Tensor, lengths_B: Tensor, pages_B: Tensor) -> None:
+        """On the pool's device, integers of 64 bits; `pages_B` are those that the new tokens go to."""
+        self._pool, self._slots_B, self._lengths_B = pool, slots_B, lengths_B
+        self._pages_B, self._places_B = pages_B, lengths_B % PAGE
         self._stand_in = torch.ones(len(slots_B), 1, 1, 1, dtype=torch.bool, device=pool.device)
 
     def positions(self, length: int) -> Tensor:
@@ -48,7 +41,7 @@ class DecodeView:
         return None
 
     def mask(self, length: int, window: int | None) -> Tensor | None:
-        # Each segment has a mask of its own; the model only learns that attention is not plainly causal.
+        # What is seen is the affair of `_attend`; the model only learns that attention is not plainly causal.
         return self._stand_in
 
     def state(self, layer: int) -> tuple[Tensor, Tensor]:
@@ -66,6 +59,24 @@ class DecodeView:
         self._pool.values[layer][self._pages_B, :, self._places_B] = values_BKSC[:, :, 0]
         stored = PagedKeys(lambda q_BKGC: self._attend(layer, q_BKGC), keys_BKSC.shape)
         return stored, stored
+
+    def _attend(self, layer: int, q_BKGC: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class DecodeView(OneToken):
+    """Attention visits each page once, where it lies in the pool: keys are not gathered into a dense block, no short
+    row is padded to a long one, and a page that several rows share is read once for all of them.
+    """
+
+    def __init__(self, pool: StatePool, slots_B: np.ndarray) -> None:
+        """Each of `slots_B` must have room reserved for one more token."""
+        lengths_B = pool.lengths[slots_B]
+        pages_B = pool.tables[slots_B, lengths_B // PAGE].astype(np.int64)
+        on_device = (torch.from_numpy(values).to(pool.device) for values in (slots_B, lengths_B, pages_B))
+        super().__init__(pool, *on_device)
+        tables = pool.tables[slots_B, : pages_for(int(lengths_B.max()) + 1)]
+        self._segments = [segment.on(pool.device, lengths_B) for segment in segments_of(tables, lengths_B + 1)]
 
     def _attend(self, layer: int, q_BKGC: Tensor) -> Tensor:
         """Softmax attention over the pages of every row; each segment first gives its part, then all are joined."""

@@ -22,7 +22,8 @@ from torch import Tensor
 from openzaya.engine.params import SamplingParams
 
 _BLOCK = 512
-_FIRST_CANDIDATES = 1024
+FIRST_CANDIDATES = 1024
+"""Tokens that are sorted first where a filter has no limit of its own; few distributions need more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +38,10 @@ class TokenLogprobs:
 
 def is_plain(params: SamplingParams) -> bool:
     """Whether `params` sample the model's own distribution: temperature 1 and no filter."""
-    return params.temperature == 1.0 and not _is_filtered(params)
+    return params.temperature == 1.0 and not is_filtered(params)
 
 
-def _is_filtered(params: SamplingParams) -> bool:
+def is_filtered(params: SamplingParams) -> bool:
     return params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
 
 
@@ -82,9 +83,9 @@ def sample(
     """
     chance_B = torch.from_numpy(uniforms(seeds_B, places_B)).to(logits_BV.device)
     if all(map(is_plain, {id(row): row for row in params_B}.values())):
-        return _by_inverse(logits_BV, chance_B).cpu().numpy()
+        return by_inverse(logits_BV, chance_B).cpu().numpy()
     tokens_B = np.empty(len(params_B), dtype=np.int64)
-    kinds = np.array([0 if row.temperature == 0 else 2 if _is_filtered(row) else 1 for row in params_B])
+    kinds = np.array([0 if row.temperature == 0 else 2 if is_filtered(row) else 1 for row in params_B])
     temperatures_B = torch.tensor([row.temperature or 1.0 for row in params_B], device=logits_BV.device)
     for kind in np.unique(kinds):
         chosen = np.nonzero(kinds == kind)[0].tolist()
@@ -95,14 +96,14 @@ def sample(
         if kind == 0:
             drawn = scores.argmax(dim=-1)
         elif kind == 1:
-            drawn = _by_inverse(scores, chance_B[rows])
+            drawn = by_inverse(scores, chance_B[rows])
         else:
             drawn = _filtered([params_B[row] for row in chosen], scores, chance_B[rows])
         tokens_B[chosen] = drawn.cpu().numpy()
     return tokens_B
 
 
-def _by_inverse(logits_BV: Tensor, chance_B: Tensor) -> Tensor:
+def by_inverse(logits_BV: Tensor, chance_B: Tensor) -> Tensor:
     """The first token at which the cumulative probability passes `chance`.
 
     Probabilities are float32 and their sums float64. Sums of blocks come first and only the block that holds the token
@@ -115,7 +116,8 @@ def _by_inverse(logits_BV: Tensor, chance_B: Tensor) -> Tensor:
     ends = weights.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
     target_B1 = chance_B[:, None] * ends[:, -1:]
     block_B1 = _first_above(ends, target_B1)
-    before_B1 = torch.where(block_B1 > 0, ends.gather(1, (block_B1 - 1).clamp_min(0)), 0.0)
+    # Not `torch.where` with a number, which goes to a GPU by a copy that waits.
+    before_B1 = ends.gather(1, (block_B1 - 1).clamp_min(0)).masked_fill(block_B1 == 0, 0)
     inside = weights[torch.arange(rows, device=weights.device), block_B1[:, 0]].double().cumsum(dim=-1)
     return (block_B1 * _BLOCK + _first_above(inside, target_B1 - before_B1))[:, 0]
 
@@ -131,49 +133,86 @@ def _first_above(cumulative: Tensor, target_B1: Tensor) -> Tensor:
     return torch.minimum(found, last)
 
 
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What cuts the unlikely tokens of each row, on the device of the scores."""
+
+    top_k: Tensor
+    """(B) integers, the size of the vocabulary where nothing is cut."""
+    top_p: Tensor
+    min_p: Tensor
+    """(B) float64, both."""
+
+
 def _filtered(params_B: Sequence[SamplingParams], scores_BV: Tensor, chance_B: Tensor) -> Tensor:
-    vocabulary = scores_BV.shape[1]
-    top_k = torch.tensor([row.top_k or vocabulary for row in params_B], device=scores_BV.device).clamp_max(vocabulary)
-    top_p = torch.tensor([row.top_p for row in params_B], dtype=torch.float64, device=scores_BV.device)
-    min_p = torch.tensor([row.min_p for row in params_B], dtype=torch.float64, device=scores_BV.device)
+    vocabulary, device = scores_BV.shape[1], scores_BV.device
+    filters = Filters(
+        torch.tensor([row.top_k or vocabulary for row in params_B], device=device).clamp_max(vocabulary),
+        torch.tensor([row.top_p for row in params_B], dtype=torch.float64, device=device),
+        torch.tensor([row.min_p for row in params_B], dtype=torch.float64, device=device),
+    )
     limits = [row.top_k for row in params_B if 0 < row.top_k < vocabulary]
     unlimited = len(limits) < len(params_B)
-    candidates = min(max([*limits, _FIRST_CANDIDATES * unlimited]), vocabulary)
-    while True:
-        # A row's tokens do not depend on how many candidates its neighbours need: more of them only follow its own.
-        sorted_BN, ids_BN = _sorted_candidates(scores_BV, candidates)
-        weights_BN = torch.exp(sorted_BN.double() - sorted_BN[:, :1].double())
-        sums_BN = weights_BN.cumsum(dim=-1)
-        place_N = torch.arange(candidates, device=scores_BV.device)
-        total_B = torch.exp(scores_BV - scores_BV.amax(dim=-1, keepdim=True)).sum(dim=-1, dtype=torch.float64)
-        within_k_B = torch.where(
-            top_k <= candidates, sums_BN.gather(1, top_k.clamp_max(candidates)[:, None] - 1)[:, 0], total_B
-        )
-        kept_BN = (place_N < top_k[:, None]) & (weights_BN >= min_p[:, None])
-        # At top_p 1 the filter is off; comparing sums there would leave the decision to rounding.
-        mass_B1 = torch.where(top_p < 1, top_p * within_k_B, torch.inf)[:, None]
-        kept_BN &= sums_BN - weights_BN < mass_B1
-        counts_B = kept_BN.sum(dim=-1, keepdim=True)
-        if not bool(((counts_B[:, 0] == candidates) & (top_k > candidates)).any()):
-            break
-        candidates = vocabulary
-    ends_B1 = sums_BN.gather(1, counts_B - 1)
-    place_B1 = torch.searchsorted(sums_BN, chance_B[:, None] * ends_B1, right=True).minimum(counts_B - 1)
-    return ids_BN.gather(1, place_B1)[:, 0]
+    candidates = min(max([*limits, FIRST_CANDIDATES * unlimited]), vocabulary)
+    tokens_B, certain_B = draw_filtered(scores_BV, chance_B, filters, candidates)
+    if not bool(certain_B.all()):
+        # A row's tokens do not depend on how many candidates its neighbours need: more only follow its own.
+        tokens_B, _ = draw_filtered(scores_BV, chance_B, filters, vocabulary)
+    return tokens_B
+
+
+def draw_filtered(scores_BV: Tensor, chance_B: Tensor, filters: Filters, candidates: int) -> tuple[Tensor, Tensor]:
+    """Tokens (B) by the `candidates` highest scores of each row, and whether more candidates could give others.
+
+    No shape depends on the scores, and nothing waits for the device.
+    """
+    vocabulary = scores_BV.shape[1]
+    sorted_BN, ids_BN = _sorted_candidates(scores_BV, candidates)
+    weights_BN = torch.exp(sorted_BN.double() - sorted_BN[:, :1].double())
+    sums_BN = weights_BN.cumsum(dim=-1)
+    place_N = torch.arange(candidates, device=scores_BV.device)
+    total_B = torch.exp(scores_BV - scores_BV.amax(dim=-1, keepdim=True)).sum(dim=-1, dtype=torch.float64)
+    within_k_B = torch.where(
+        filters.top_k <= candidates,
+        sums_BN.gather(1, filters.top_k.clamp_max(candidates)[:, None] - 1)[:, 0],
+        total_B,
+    )
+    kept_BN = (place_N < filters.top_k[:, None]) & (weights_BN >= filters.min_p[:, None])
+    # At top_p 1 the filter is off; comparing sums there would leave the decision to rounding.
+    mass_B1 = (filters.top_p * within_k_B).masked_fill(filters.top_p >= 1, torch.inf)[:, None]
+    kept_BN &= sums_BN - weights_BN < mass_B1
+    counts_B1 = kept_BN.sum(dim=-1, keepdim=True)
+    ends_B1 = sums_BN.gather(1, counts_B1 - 1)
+    place_B1 = torch.searchsorted(sums_BN, chance_B[:, None] * ends_B1, right=True).minimum(counts_B1 - 1)
+    tokens_B = ids_BN.gather(1, place_B1)[:, 0]
+    if candidates == vocabulary:
+        return tokens_B, torch.ones_like(tokens_B, dtype=torch.bool)
+    # Of several equal last candidates, some may be missing here, and which are is the affair of `topk`.
+    strictly_B = (sorted_BN > sorted_BN[:, -1:]).sum(dim=-1)
+    whole_B = (scores_BV >= sorted_BN[:, -1:]).sum(dim=-1) == candidates
+    ended_B = (counts_B1[:, 0] < candidates) | (filters.top_k <= candidates)
+    return tokens_B, ended_B & (whole_B | (counts_B1[:, 0] <= strictly_B))
 
 
 def _sorted_candidates(scores_BV: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` highest scores, high to low, and their ids; among equals the smaller id comes first."""
+    """The `count` highest scores, high to low, and their ids; among equals the smaller id comes first.
+
+    Which of several equal last ones there are is left open, where not all of them fit.
+    """
     if count == scores_BV.shape[1]:
         return torch.sort(scores_BV, dim=-1, descending=True, stable=True)
     values, ids = torch.topk(scores_BV, count, dim=-1)
-    if bool(((scores_BV >= values[:, -1:]).sum(dim=-1) > count).any()):
-        # Which of several equal last ones `topk` takes is its own affair, and differs with `count`.
-        values, ids = torch.sort(scores_BV, dim=-1, descending=True, stable=True)
-        return values[:, :count], ids[:, :count]
     ids, order = torch.sort(ids, dim=-1)
     values, again = torch.sort(values.gather(1, order), dim=-1, descending=True, stable=True)
     return values, ids.gather(1, again)
+
+
+def _highest(scores_BV: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The same, with the smaller ids of equal last ones."""
+    values, ids = _sorted_candidates(scores_BV, count)
+    if count < scores_BV.shape[1] and bool(((scores_BV >= values[:, -1:]).sum(dim=-1) > count).any()):
+        values, ids = _sorted_candidates(scores_BV, scores_BV.shape[1])
+    return values[:, :count], ids[:, :count]
 
 
 # ---- log probabilities ----
@@ -184,7 +223,7 @@ def logprobs(logits_BV: Tensor, tokens_B: np.ndarray, counts_B: Sequence[int]) -
     normalised = torch.log_softmax(logits_BV.float(), dim=-1)
     drawn = normalised.gather(1, torch.from_numpy(tokens_B).to(normalised.device)[:, None])[:, 0].tolist()
     most = min(max(counts_B), normalised.shape[1])
-    values, ids = _sorted_candidates(normalised, most) if most else (normalised[:, :0],) * 2
+    values, ids = _highest(normalised, most) if most else (normalised[:, :0],) * 2
     return [
         TokenLogprobs(int(token), logprob, tuple(zip(top_ids[:count], top_values[:count])))
         for token, logprob, top_ids, top_values, count in zip(tokens_B, drawn, ids.tolist(), values.tolist(), counts_B)

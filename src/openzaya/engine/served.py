@@ -62,6 +62,8 @@ class ServedModel:
             dtype=weight.dtype,
             device=weight.device,
             numerics=self._model.numerics,
+            # Where a step is thousands of launches, static shapes make it one; a processor reads less without them.
+            filler=weight.device.type == "cuda",
         )
 
     def executor(self, pool: StatePool) -> Executor:
@@ -118,7 +120,7 @@ def serve_folder(
     executor: ExecutorName,
     threads: int | None,
     kv_dtype: str,
-    packed: bool,
+    packed: bool | None,
     dtype: str,
     device: str,
     numerics: str,
@@ -127,14 +129,16 @@ def serve_folder(
 
     "auto" is the compiled core for quantised weights on the CPU, unless a type is asked for (the core computes in
     float32), and torch for everything else. Where there is no core for the model, torch takes over and the log says so,
-    unless `kv_dtype` asks for the core. Raises ValueError where the model cannot be read, and where what is asked for
-    cannot run it.
+    unless `kv_dtype` asks for the core. `packed` None keeps quantised weights
+    packed on a GPU. Raises ValueError where the model cannot be read, and where what is asked for cannot run it.
     """
     if executor not in EXECUTORS:
         raise ValueError(f"executor is {executor!r}; it must be one of {', '.join(EXECUTORS)}")
     if kv_dtype not in KV_DTYPES:
         raise ValueError(f"kv_dtype is {kv_dtype!r}; it must be one of {', '.join(KV_DTYPES)}")
     quantised = is_container(Archive(folder).metadata)
+    if packed is None:
+        packed = quantised and not device.startswith("cpu")
     fits = quantised and not packed and device == "cpu" and dtype in ("auto", "float32")
     if executor == "compiled" and not fits:
         raise ValueError(

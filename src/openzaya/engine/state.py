@@ -43,11 +43,13 @@ class StatePool:
         kv: torch.dtype | None = None,
         device: torch.device | str = "cpu",
         numerics: Numerics = HF,
+        filler: bool = False,
     ) -> None:
         """`memory` bounds pages and slots together, in bytes. Raises ValueError where it holds not one page.
 
         `kv` is the type of keys and values where it is not `dtype`, for an executor that reads such pages: int8 codes
-        have the bytes of their float32 scale after them, `SCALE_BYTES` more channels.
+        have the bytes of their float32 scale after them, `SCALE_BYTES` more channels. `filler` adds a page and a slot
+        that no sequence gets, after the others, for rows that only fill up a batch of fixed size.
         """
         layers, heads, channels = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
         state_dtype = numerics.state_dtype(dtype)
@@ -60,19 +62,25 @@ class StatePool:
         self.slot_bytes = layers * state_size * state_dtype.itemsize
         self.pages_a_slot = pages_for(config.max_position_embeddings)
         self.slots = slots
+        self.filler = filler
+        memory -= filler * (self.slot_bytes + self.page_bytes)
         self.pages = min((memory - slots * self.slot_bytes) // self.page_bytes, slots * self.pages_a_slot)
         if self.pages < 1:
             raise ValueError(
-                f"memory is {memory:,} bytes, but the state of {slots} sequences takes {slots * self.slot_bytes:,} and "
-                f"one page of {PAGE} tokens {self.page_bytes:,}; give more memory or a smaller max_batch"
+                f"memory is {self.memory:,} bytes, but the state of {slots} sequences takes "
+                f"{slots * self.slot_bytes:,} and one page of {PAGE} tokens {self.page_bytes:,}; give more memory or a "
+                "smaller max_batch"
             )
         # Uninitialised on purpose: an operating system commits what is touched, so an idle engine takes little.
-        self.keys = torch.empty(layers, self.pages, heads, PAGE, vector, dtype=kv, device=device)
+        self.keys = torch.empty(layers, self.pages + filler, heads, PAGE, vector, dtype=kv, device=device)
         self.values = torch.empty_like(self.keys)
+        self.keys[:, self.pages :] = 0
+        self.values[:, self.pages :] = 0
         self.columns = torch.zeros(
-            layers, slots, config.convolution_history, config.convolution_channels, dtype=state_dtype, device=device
-        )
-        self.delayed = torch.zeros(layers, slots, config.key_value_size // 2, dtype=state_dtype, device=device)
+            layers, slots + filler, config.convolution_history, config.convolution_channels, dtype=state_dtype,
+            device=device,
+        )  # fmt: skip
+        self.delayed = torch.zeros(layers, slots + filler, config.key_value_size // 2, dtype=state_dtype, device=device)
 
         self.lengths = np.zeros(slots, dtype=np.int64)
         """Tokens that each slot holds."""

@@ -5,12 +5,16 @@ T tokens, D hidden, F expert width, E experts.
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openzaya.model.config import ZayaConfig
 from openzaya.model.quantised.packed_weight import PackedWeight
+
+_FEW_TOKENS = 256
 
 
 class Experts(nn.Module):
@@ -57,6 +61,10 @@ def grouped_linear(x_TD: Tensor, weight_EFD: Tensor | PackedWeight, tokens_E: Te
     """`x` times the transposed weight of its group, for `x` sorted by group with `tokens_E` rows in each."""
     if isinstance(weight_EFD, PackedWeight):
         return weight_EFD.grouped_product(x_TD, tokens_E.cumsum(0).to(torch.int32))
+    if _few_on_a_gpu(x_TD, weight_EFD):
+        from openzaya.model.grouped_kernel import kernel_grouped_product
+
+        return kernel_grouped_product(x_TD, weight_EFD, tokens_E.cumsum(0).to(torch.int32))
     if torch.is_autocast_enabled(x_TD.device.type):
         dtype = torch.get_autocast_dtype(x_TD.device.type)
         x_TD, weight_EFD = x_TD.to(dtype), weight_EFD.to(dtype)
@@ -65,6 +73,14 @@ def grouped_linear(x_TD: Tensor, weight_EFD: Tensor | PackedWeight, tokens_E: Te
         return F.grouped_mm(x_TD, weight_EFD.transpose(1, 2), offs=ends_E)
     rows = x_TD.split(tokens_E.tolist())
     return torch.cat([F.linear(row, weight) for row, weight in zip(rows, weight_EFD.unbind())])
+
+
+def _few_on_a_gpu(x: Tensor, weight: Tensor) -> bool:
+    """Tokens of a decoding step, for which torch's products wait for the counts on most GPUs and dtypes."""
+    if x.device.type != "cuda" or not 0 < x.shape[0] <= _FEW_TOKENS or x.dtype != weight.dtype:
+        return False
+    learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    return not learns and not torch.is_autocast_enabled("cuda") and importlib.util.find_spec("triton") is not None
 
 
 def _has_grouped_product(x: Tensor, weight: Tensor) -> bool:

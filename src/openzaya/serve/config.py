@@ -82,6 +82,8 @@ class ServeConfig(_Table):
     prices: Prices | None = None
     final: FinalModel | None = None
     """Another model for final calls; plain replies (`@single`) are the first model's."""
+    device: str | None = None
+    """Where a model in this process runs, in the words of torch; None: `cpu`."""
     name: str | None = None
     """What clients call the model; None: its own name."""
     mrsa: dict[str, Any] = Field(default_factory=dict)

@@ -49,6 +49,7 @@ async def serve(config: ServeConfig, *, on_ready: OnReady | None = None) -> None
             backend_model=config.backend_model,
             api_key=_secret(config.api_key_env),
             api_key_env=config.api_key_env,
+            device=config.device or "cpu",
         )
         closing.push_async_callback(backend.aclose)
         final = None if config.final is None else await _open_final(config.final)
