@@ -30,14 +30,18 @@ class RankPool:
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """What `function(*arguments)` gives on each rank; an exception of any rank is raised here."""
-        for connection in self.connections:
-            connection.send((function, arguments))
+        self.start(function, *arguments)
         answers = [
             connection.recv() if connection.poll(280) else (False, "no answer") for connection in self.connections
         ]
         failures = [f"rank {rank}: {answer}" for rank, (done, answer) in enumerate(answers) if not done]
         assert not failures, "\n".join(failures)
         return [answer for _done, answer in answers]
+
+    def start(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Have the ranks do it, and do not wait."""
+        for connection in self.connections:
+            connection.send((function, arguments))
 
     def close(self) -> None:
         for process in self.processes:

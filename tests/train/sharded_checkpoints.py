@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +97,23 @@ def failing_write(folder: Path, degrees: Degrees) -> str:
     finally:
         storage.write_file = working
     return ""
+
+
+def train_and_save(folder: Path, steps: int, die_at: int | None = None) -> None:
+    """Train to `steps` from the newest checkpoint, saving after each; note every loss. Rank 1 dies once if asked to."""
+    learner, checkpoints = sharded_learner(SHAPE, Degrees(experts=2)), Checkpoints(folder / "checkpoints")
+    first = 0
+    for stored, progress in checkpoints.read(print):
+        learner.load(stored, progress)
+        first = progress.step
+        break
+    for step in range(first, steps):
+        loss = train_step(learner, step)
+        if learner.meshes.rank == 0:
+            with (folder / "losses").open("a", encoding="utf-8") as file:
+                file.write(f"{step} {loss.hex()}\n")
+        checkpoints.save(learner.state(), progress_at(step + 1))
+        if step == die_at and first == 0 and learner.meshes.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+    checkpoints.wait()
+    (folder / "done").touch()
