@@ -134,7 +134,7 @@ class PhaseRun:
         self.run_, self.phase = run, phase
         speaker, world = run.speaker, run.world
         with world.leader_first():
-            reading = open_reading(run.config, phase, speaker, run.folder, run.say, world.rank, world.ranks)
+            reading = open_reading(run.config, phase, speaker, run.folder, run.say, *world.share(phase))
         self.source, self.problems = reading.source, reading.problems
         self.learner = world.learner(run.config, run.model_config, phase)
         self.states = run.states(phase)
