@@ -7,7 +7,8 @@ written: the divergence of the distributions of the next token (nats), the share
 the same, and, for each layer, the share of tokens that the router sends to the same expert. Every scheme has two rows:
 its weights alone, and with activations rounded to 8 bits a token, as the compiled products compute. A row of bfloat16
 says what the usual format costs. Where a matrix is no multiple of a group, as in the bundled model, the largest group
-that divides it stands in. Two models are in memory at a time. Prints one JSON object.
+that divides it stands in. Two models are in memory at a time. The last rows compare types of keys and values in the
+compiled core, with weights of 8 bits, beside float32 there. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -23,22 +24,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from openzaya.chat import ChatTemplate, Tokenizer
 from openzaya.data.examples import Example, plain_example
+from openzaya.engine.executor import StepBatch
+from openzaya.engine.served import KV_DTYPES, ServedContainer
 from openzaya.model import experts
 from openzaya.model.checkpoint import find_model, load_model
 from openzaya.model.decoder import ZayaForCausalLM
 from openzaya.model.quantised.matrices import matrices
 from openzaya.model.quantised.quantise import quantise_checkpoint
 from openzaya.model.quantised.rounding import restore_weights, round_activations, round_weights
-from openzaya.model.quantised.scheme import SCHEMES, Scheme
+from openzaya.model.quantised.scheme import SCHEMES, W8, Scheme
 from openzaya.model.router import Routing
 from openzaya.problems import generate
 
-FAMILIES = {"sums_list": (6, 8), "remainders_list": (8, 9), "arithmetic_chain": (6, 8)}
+FAMILIES = {"linear_equation": (7, 9), "sorting": (4, 5), "arithmetic_chain": (8, 8)}
 """Those of the bundled model's card, with the same difficulties."""
 
 
@@ -51,6 +55,7 @@ def main() -> None:
     truth = load_model(folder, dtype="float32")
     rows = [{"scheme": "bfloat16", **compare(truth, load_model(folder, dtype="bfloat16"), examples)}]
     rows += [row for scheme in SCHEMES for row in rows_of(scheme, folder, truth, examples)]
+    rows += keys_and_values(folder, examples)
     report = {
         "benchmark": "quantised",
         "unit": "divergence in nats; shares of places (likeliest token) and of tokens (routing, a value a layer)",
@@ -133,13 +138,44 @@ def compare(truth: ZayaForCausalLM, model: ZayaForCausalLM, examples: list[Examp
         tally.divergence.append((expected.exp() * (expected - found)).sum(dim=1))
         tally.same_token.append(expected.argmax(1) == found.argmax(1))
         tally.same_expert.append([a == b for a, b in zip(expected_routing.chosen, routing.chosen)])
+    return {
+        **figures(tally),
+        "same_expert": [float(torch.cat(layer).float().mean()) for layer in zip(*tally.same_expert)],
+    }
+
+
+def figures(tally: Tally) -> dict[str, float]:
     divergence = torch.cat(tally.divergence).clamp_min(0)
     return {
         "divergence": float(divergence.mean()),
         "divergence_99th": float(divergence.quantile(0.99)),
         "same_token": float(torch.cat(tally.same_token).float().mean()),
-        "same_expert": [float(torch.cat(layer).float().mean()) for layer in zip(*tally.same_expert)],
     }
+
+
+def keys_and_values(folder: Path, examples: list[Example]) -> Iterator[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as room:
+        quantise_checkpoint(folder, Path(room) / "q", W8)
+        cores = {name: ServedContainer(Path(room) / "q", 1, KV_DTYPES[name]) for name in ("float32", "float16", "int8")}
+        for name in ("float16", "int8"):
+            tally = Tally()
+            for example in examples:
+                places = torch.from_numpy(example.learned)[1:]
+                expected, found = (read_in_core(cores[kv], example)[places] for kv in ("float32", name))
+                tally.divergence.append((expected.exp() * (expected - found)).sum(dim=1))
+                tally.same_token.append(expected.argmax(1) == found.argmax(1))
+            yield {"scheme": "w8", "executor": "compiled", "keys_and_values": name, **figures(tally)}
+
+
+def read_in_core(served: ServedContainer, example: Example) -> Tensor:
+    """Log-probabilities of the token after each place but the last, float32 (S - 1, V), a token at a time."""
+    pool = served.pool(memory=1 << 26, slots=1)
+    executor, slot = served.executor(pool), pool.open()
+    assert slot is not None
+    pool.reserve(slot, len(example))
+    slots = np.array([slot])
+    steps = (executor.step(StepBatch(slots, np.array([token]))) for token in example.ids[:-1])
+    return torch.cat([step.decode_logits for step in steps]).log_softmax(dim=-1)
 
 
 def read(model: ZayaForCausalLM, ids: Tensor, places: Tensor) -> tuple[Tensor, Routing]:

@@ -94,3 +94,30 @@ def test_a_recipe_that_a_cluster_has_too_many_gpus_for_is_refused_with_the_remed
     assert result.exit_code == 2
     assert "phase 'pretrain-1'" in result.stderr
     assert "raise batch_tokens or sharding.context" in result.stderr
+
+
+# ---- preflight, a rank alone ----
+
+
+def test_a_preflight_of_one_process_looks_at_the_machine_and_its_folder(
+    openzaya_program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openzaya.train.preflight.run.product_speed", lambda *_arguments: 1e12)
+    result = openzaya_program("train", TINY, "--out", tmp_path / "run", "--preflight")
+    assert result.exit_code == 0, result.stderr
+    text = " ".join(result.stdout.split())
+    for words in ("ranks 1 1 hosts", "large products 1 TFLOP/s", "disk, written", "fsync", "verdict ready"):
+        assert words in text, words
+    as_json = openzaya_program("train", TINY, "--out", tmp_path / "run", "--preflight", "--json")
+    assert json.loads(as_json.stdout)["stops"] is False
+
+
+def test_a_preflight_that_finds_too_little_room_ends_with_its_own_code(
+    openzaya_program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openzaya.train.preflight.run.product_speed", lambda *_arguments: 1e12)
+    monkeypatch.setattr("openzaya.cli.preflight._needed_bytes", lambda _config: 1 << 62)
+    result = openzaya_program("train", TINY, "--out", tmp_path / "run", "--preflight")
+    assert result.exit_code == 3
+    assert "stop: disks" in result.stderr
+    assert "to stop for" in result.stdout

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -105,29 +103,25 @@ from openzaya.data.tokenising import write_shards
 from openzaya.mrsa.prompts import bundled_prompts
 
 speaker = Speaker(Tokenizer.from_folder(sys.argv[1]), ChatTemplate.built_in(), bundled_prompts())
-print("ready", flush=True)
-write_shards("puzzles", CorpusRecipe(**json.loads(sys.argv[3])), speaker, Path(sys.argv[2]), shard_tokens=4000)
+write_shards("puzzles", CorpusRecipe(**json.loads(sys.argv[3])), speaker, Path(sys.argv[2]), shard_tokens=3000)
 """
 
 
 def test_writing_that_is_killed_at_any_moment_goes_on_to_the_same_bytes(speaker: Speaker, tmp_path: Path) -> None:
     train_tokenizer([f"{number} + 1 = {number + 1}, so the sum is" for number in range(300)], 320, tmp_path / "t")
     own = Speaker(Tokenizer.from_folder(tmp_path / "t"), ChatTemplate.built_in(), speaker.prompts)
-    recipe = problems(documents=400)
-    began = time.monotonic()
-    write_shards("puzzles", recipe, own, tmp_path / "whole", shard_tokens=4000)
-    seconds = time.monotonic() - began
+    recipe = problems(documents=500)
+    write_shards("puzzles", recipe, own, tmp_path / "whole", shard_tokens=3000)
     draw, killed = random.Random(5), tmp_path / "killed"
     fields = json.dumps(recipe.model_dump(mode="json"))
     stopped = 0
-    for _attempt in range(2):
-        process = subprocess.Popen(
-            [sys.executable, "-c", WRITE, str(tmp_path / "t"), str(killed), fields], stdout=subprocess.PIPE
-        )
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(draw.uniform(0.1, 0.4) * seconds)
-        os.kill(process.pid, signal.SIGKILL)
+    for attempt in range(2):
+        process = subprocess.Popen([sys.executable, "-c", WRITE, str(tmp_path / "t"), str(killed), fields])
+        # Some shards are there, most are not; the moment within one is left to chance.
+        while process.poll() is None and len(list(killed.glob("train-*.tokens.npy"))) < 2 + 4 * attempt:
+            time.sleep(0.002)
+        time.sleep(draw.uniform(0, 0.05))
+        process.kill()
         process.wait()
         manifest = read_manifest(killed)
         stopped += manifest is not None and not manifest.complete
@@ -135,7 +129,7 @@ def test_writing_that_is_killed_at_any_moment_goes_on_to_the_same_bytes(speaker:
     with pytest.raises(ValueError, match="not complete"):
         Shards.open(killed)
     (killed / "train-09999.tokens.npy.partial").write_bytes(b"torn")
-    write_shards("puzzles", recipe, own, killed, shard_tokens=4000)
+    write_shards("puzzles", recipe, own, killed, shard_tokens=3000)
     assert bytes_of(killed) == bytes_of(tmp_path / "whole")
 
 

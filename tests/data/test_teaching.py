@@ -15,6 +15,7 @@ from openzaya.chat import encode_chat
 from openzaya.data.corpora import CorpusRecipe
 from openzaya.data.rollouts import Speaker
 from openzaya.data.teaching import TeachingProgress, questions_of, write_aggregation_examples
+from openzaya.data.teaching_log import TeachingLog
 from openzaya.data.tokenising import write_shards
 from openzaya.mrsa import MrsaConfig, MrsaError
 from openzaya.mrsa.prompts import aggregation_messages
@@ -184,6 +185,22 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_examples_and_repeats_no_ques
     later = Teacher()
     assert write(recipe, later, out, concurrency=4) == expected
     assert len(later.calls) == 7 * (12 - kept)
+
+
+def test_a_torn_line_is_cut_off_before_the_next_is_written(tmp_path: Path) -> None:
+    path, result = tmp_path / "log", {"examples": [{"n": 1}], "left_out": {"cut": 2}}
+    with TeachingLog.open(path, "d") as log:
+        log.add("0:10", result)
+    with path.open("a") as file:
+        file.write('{"id": "0:9", "exam')
+    with TeachingLog.open(path, "d") as log:
+        assert log.found == {"0:10": result}
+        log.add("0:9", {"examples": [{"n": 0}], "left_out": {}})
+    with TeachingLog.open(path, "d") as log:
+        assert list(log.examples()) == [{"n": 0}, {"n": 1}]
+    path.write_text("something else\n")
+    with pytest.raises(ValueError, match="is no log of aggregation examples"), TeachingLog.open(path, "d"):
+        pass
 
 
 def test_questions_that_failed_are_told_and_tried_again(recipe: CorpusRecipe, tmp_path: Path) -> None:

@@ -188,7 +188,9 @@ def test_long_contexts_are_added_up_in_sections(cores, window):
     expected = np.einsum("kgt,ktc->kgc", weights / weights.sum(axis=2, keepdims=True), v).reshape(1, -1)
     for layer in layers:
         slot = layer.open(keys)
-        layer.pool.keys[0], layer.pool.values[0] = torch.from_numpy(keys_and_values)
+        own_keys, own_values = torch.from_numpy(keys_and_values)
+        # The core keeps the keys of a page by channels.
+        layer.pool.keys[0], layer.pool.values[0] = own_keys.mT.reshape(own_keys.shape), own_values
         batch = Batch.of(np.array([slot]), np.array([1]), np.array([keys - 1]), layer.pool.tables, PAGE)
         np.testing.assert_array_equal(layer.pool.tables[slot, : batch.pages], held)
         np.testing.assert_allclose(layer.attend(batch, queries), expected, rtol=1e-4, atol=1e-5)

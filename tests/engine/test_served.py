@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from openzaya.engine.core.executor import CompiledExecutor
 from openzaya.engine.core.products import CoreUnavailable
 from openzaya.engine.engine import Engine
 from openzaya.engine.executor import TorchExecutor
+from openzaya.engine.params import SamplingParams
 from openzaya.engine.served import ServedModel
 from openzaya.model.checkpoint import load_model, save_model
 from openzaya.model.quantised.quantise import quantise_checkpoint
@@ -162,3 +165,28 @@ def test_swapped_quantised_weights_speak_like_a_fresh_engine_with_them(folders):
             engine.swap_weights(load_model(folders / "plain0", dtype="bfloat16"))
         assert len(spoken(engine)) == 24
     assert before != after == wanted
+
+
+def test_a_reply_goes_on_when_weights_are_swapped_from_the_core_to_torch(folders):
+    params, asked = SamplingParams(max_tokens=120, temperature=0.0, ignore_eos=True), prompt(40)
+    said, swapped = [], []
+
+    def tokens_of(scheduler):
+        return [len(reply.generated) for reply in (*scheduler.running.values(), *scheduler.waiting)]
+
+    async def speak(engine):
+        async for piece in engine.stream(asked, params):
+            said.extend(piece.token_ids)
+            if len(said) >= 8 and not swapped:
+                engine.swap_weights(folders / "plain0")
+                swapped.extend(engine._worker.between_steps(tokens_of))
+
+    with Engine(folders / "w80", memory="32MiB", threads=1) as engine:
+        asyncio.run(speak(engine))
+        assert isinstance(executor_of(engine), TorchExecutor)
+    with Engine(folders / "plain0", memory="32MiB", threads=1) as engine:
+        (known,) = swapped
+        assert known < 100
+        ((rest,),) = engine.generate([[*asked, *said[:known]]], params=replace(params, max_tokens=120 - known))
+        assert [*rest.token_ids] == said[known:]
+    assert len(said) == 120

@@ -10,12 +10,13 @@ import typer
 
 from openzaya.cli.exits import InputError, say
 from openzaya.cli.figures import duration
+from openzaya.cli.preflight import preflight
 from openzaya.cli.train_plan import show_cluster_plan, show_process_plan
 
 if TYPE_CHECKING:
     from openzaya.train.reports import StepReport
 
-_PLANS = "Plans"
+_PLANS = "Before a run"
 
 
 def train(
@@ -51,8 +52,16 @@ def train(
             rich_help_panel=_PLANS,
         ),
     ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--preflight",
+            help="Under torchrun: check ranks, links, disks and clocks, against --plan where given; train nothing.",
+            rich_help_panel=_PLANS,
+        ),
+    ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print either as one JSON object.", rich_help_panel=_PLANS)
+        bool, typer.Option("--json", help="Print any of these as one JSON object.", rich_help_panel=_PLANS)
     ] = False,
 ) -> None:
     """Train a model by a recipe.
@@ -67,6 +76,9 @@ def train(
     folder = out or Path("runs") / recipe.stem
     if measured is not None and measured <= 0:
         raise InputError(f"--measured is {measured:g}; it must be above 0")
+    if check:
+        preflight(config, folder, None if plan is None else read_cluster(plan), as_json=as_json)
+        return
     if plan is not None:
         show_cluster_plan(config, folder, read_cluster(plan), measured=measured, as_json=as_json)
         return

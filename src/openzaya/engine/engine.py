@@ -72,8 +72,8 @@ class Engine:
         A folder brings its tokenizer; beside a model give one where text is wanted. `memory` bounds the state of all
         sequences ("4GiB", or bytes); weights are not in it. `executor` "auto" computes with a quantised folder in the
         compiled core, from the mapped file and in float32, where nothing speaks against it, and with everything else in
-        torch; "compiled" and "torch" leave no choice. `kv_dtype` is the type of keys and values in the core: "float32"
-        (also "auto"), "float16" or "int8". With `packed` a quantised folder stays packed in torch too. `threads` are
+        torch; "compiled" and "torch" leave no choice. `kv_dtype` is the type of keys and values in the core: "float16"
+        (also "auto"), "float32" or "int8". With `packed` a quantised folder stays packed in torch too. `threads` are
         torch's, for the whole process until `close`, and the core's; None leaves torch's, and measures how many pay in
         the core.
         `max_batch` is the most sequences that decode together, `prefill_chunk` the prompt tokens computed beside them
@@ -198,7 +198,8 @@ class Engine:
         """Go on with other weights of the same shape, from one step to the next.
 
         Replies in progress keep the keys and values that the old weights computed, as in-flight updates of asynchronous
-        reinforcement learning do; kept prompts are forgotten. Raises ValueError where the shape differs.
+        reinforcement learning do; between quantised and plain weights they are computed anew. Kept prompts are
+        forgotten. Raises ValueError where the shape differs, and where a reply in progress has no room any more.
         """
         served = self._serve(source)
         if served.config.with_(dtype=self.config.dtype) != self.config:
@@ -316,9 +317,11 @@ class _Schedule:
         return Scheduler(self.served.executor(pool), max_batch=self._max_batch, prefill_chunk=self._prefill_chunk)
 
     def swap(self, scheduler: Scheduler, served: Served) -> None:
-        scheduler.executor = served.executor(scheduler.pool)
+        # The compiled core and torch lay keys out differently, so neither reads what the other has computed.
+        alike = type(served) is type(self.served)
+        pool = scheduler.pool if alike else served.pool(memory=self._memory, slots=slots_for(self._max_batch))
+        scheduler.exchange(served.executor(pool))
         self.served = served
-        scheduler.drop_prefixes()
 
     def forget_stale_prefixes(self, scheduler: Scheduler) -> None:
         """A trainer that samples from the model it trains changes it in place; what was computed before is stale."""

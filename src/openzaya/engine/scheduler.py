@@ -118,6 +118,24 @@ class Scheduler:
         if node in self._jobs and not node.expected:
             self._drop_job(self._jobs[node])
 
+    def exchange(self, executor: Executor) -> None:
+        """Go on with the weights of `executor`: on the pool in use, or on its own, where replies are computed anew.
+
+        Raises ValueError where a reply in progress or waiting can never fit in that pool.
+        """
+        tokens = max((len(g.prompt) + g.limit for g in (*self.waiting, *self.running.values())), default=0)
+        if tokens > executor.pool.tokens:
+            raise ValueError(
+                f"a reply in progress may need {tokens:,} tokens and the state of the new weights has room for "
+                f"{executor.pool.tokens:,}; wait for it, or give the engine more memory"
+            )
+        self.drop_prefixes()
+        self.executor = executor
+        if executor.pool is not self.pool:
+            while self.running:
+                self._put_back_youngest()
+            self.pool = executor.pool
+
     def drop_prefixes(self) -> None:
         """Forget all kept prompts and begin those in progress again, as after a change of weights."""
         while self._evict():

@@ -9,10 +9,12 @@ T tokens, N rows of a matrix, K columns, E matrices of a stack, G groups of a ro
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +33,7 @@ _MOST_COLUMNS = 1 << 16
 MOST_TOKENS = 1 << 19
 """A phase of the pool has room for twice as many chunks."""
 _MOST_THREADS = 1024
+_MEASURING_SECONDS, _FEWEST_ROUNDS = 0.15, 5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -326,15 +329,19 @@ def _measured_threads(variant: str) -> int:
     counts = sorted({cores, *(1 << power for power in range(cores.bit_length()) if 1 << power < cores)})
     if len(counts) == 1:
         return 1
-    rates = {}
     random = np.random.default_rng(0)
     codes = random.integers(0, 256, (512, 256, STEP_BYTES), dtype=np.uint8)  # 8 MB: 16,384 rows of 1,024 columns
     matrix = PackedMatrix(codes, np.ones((512, 8, 32), dtype=np.float16), 512 * 32)
-    for count in counts:
-        with Core(threads=count, variant=variant) as core:
-            x = core.quantise(random.standard_normal((4, matrix.columns), dtype=np.float32), matrix.group)
-            rates[count] = 1 / min(_seconds(core, matrix, x) for _ in range(5))
-    return _fewest(rates)
+    with ExitStack() as stack:
+        cores_of = {count: stack.enter_context(Core(threads=count, variant=variant)) for count in counts}
+        x = cores_of[1].quantise(random.standard_normal((4, matrix.columns), dtype=np.float32), matrix.group)
+        best = dict.fromkeys(counts, math.inf)
+        # In turn and for some time, so that another program's busy moment does not decide for the whole session.
+        until, rounds = time.perf_counter() + _MEASURING_SECONDS, 0
+        while rounds < _FEWEST_ROUNDS or time.perf_counter() < until:
+            best = {count: min(best[count], _seconds(core, matrix, x)) for count, core in cores_of.items()}
+            rounds += 1
+    return _fewest({count: 1 / seconds for count, seconds in best.items()})
 
 
 def _seconds(core: Core, matrix: PackedMatrix, x: Activations) -> float:

@@ -21,7 +21,7 @@ class StepMemory:
     """Bytes on one rank at the worst moment of a step."""
 
     weights: float
-    """In the dtype of forward and backward."""
+    """In the dtype of forward and backward; where they are sharded the masters stand for them."""
     gathered: float
     """Weights that are here only while they are used."""
     gradients: float
@@ -49,7 +49,7 @@ def step_memory(
 ) -> StepMemory:
     """Memory of a step whose microbatch has `tokens` tokens on each rank.
 
-    Where weights are sharded, the embedding stays gathered through a step, and two blocks are at a time: the one that
+    Where weights are sharded the embedding stays gathered through a step, and two blocks are at a time: the one that
     computes and the one that comes next; gradients are float32 then, reduced block by block, else as the weights are.
     """
     item, ranks = ITEM_BYTES[dtype], layout.gpus
@@ -59,7 +59,7 @@ def step_memory(
     shard = counts.total / ranks
     sharded = layout.weights == "sharded" and ranks > 1
     return StepMemory(
-        weights=(shard if sharded else local) * item,
+        weights=0.0 if sharded else local * item,
         gathered=(2 * block + embedding) * item if sharded else 0.0,
         gradients=shard * MASTER_BYTES + block * item if sharded else local * item,
         masters=shard * MASTER_BYTES,

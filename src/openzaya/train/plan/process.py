@@ -12,8 +12,9 @@ from openzaya.train.plan.memory import SCORE_BYTES, StepMemory, step_memory
 from openzaya.train.plan.outline import Outline, outline
 from openzaya.train.plan.parameters import Parameters, parameters
 
-UTILISATION = {"cpu": 0.25, "cuda": 0.2}
-"""Share of a large product's speed that a step reaches, by kind of device, where no measurement is given: cautious."""
+UTILISATION = {"cpu": 0.12, "cuda": 0.2}
+"""Share of a large product's speed that a step reaches, by kind of device, where no measurement is given. On two cores
+that do 0.35 TFLOP/s, the recipe of zaya1-tiny ran at 7,100 tokens a second; of GPUs see `cluster.Assumed`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,8 +105,8 @@ def _data_seconds(layers: int, counts: Parameters, cluster: Cluster, layout: Lay
     times = share.microbatches if layout.weights == "sharded" else 1
     gathers = 2 * times if layout.weights == "sharded" else 1
     shared = [(dense_group(cluster, layout), counts.total)]
-    if layout.expert > 1:
-        # Experts have a group of their own then, and collectives of their own.
+    if layout.weights == "sharded":
+        # Experts have collectives of their own, also where every rank has all of them.
         local = counts.experts // layout.expert
         shared = [(dense_group(cluster, layout), counts.other), (expert_weight_group(cluster, layout), local)]
     seconds = 0.0

@@ -1,6 +1,8 @@
 // What a core is, and how a function of the interface shares its work among the threads of one.
 #pragma once
 
+#include <algorithm>
+
 #include "abi.h"
 #include "pool.h"
 #include "product.h"
@@ -45,8 +47,16 @@ inline int64_t parts(int64_t count, int64_t size) { return (count + size - 1) / 
 // Tokens that one thread takes where there is little to do for each.
 constexpr int64_t kTokensAChunk = 4;
 
+// Which of `chunks` is given out as number `index`. They are cut into one stretch for each thread and given out in turn,
+// so that threads of equal speed go through memory in a stretch each, where what comes next has been asked for already.
+inline int64_t in_stretches(const oz_core *core, int64_t index, int64_t chunks) {
+    const int64_t threads = core->pool.threads(), stretch = index % threads;
+    return stretch * (chunks / threads) + std::min(stretch, chunks % threads) + index / threads;
+}
+
 inline void multiply(oz_core *core, const Product &product) {
-    share(core, product.chunks(), [&](int64_t index) { product.chunk(index); });
+    const int64_t chunks = product.chunks();
+    share(core, chunks, [&](int64_t index) { product.chunk(in_stretches(core, index, chunks)); });
 }
 
 // One token's numbers (columns) as int8, to its place in `to`.

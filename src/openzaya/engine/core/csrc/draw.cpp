@@ -12,7 +12,7 @@ namespace oz {
 
 namespace {
 
-constexpr int64_t kBlock = 512;
+constexpr int64_t kBlock = 512, kBlocksAChunk = 64;
 // Relative, on sums of float32 exponentials: 2 units in the last place here and as many there, twice over.
 constexpr double kFloatSlack = 1e-6;
 // The same for sums of float64 exponentials.
@@ -21,23 +21,36 @@ constexpr int64_t kUnsure = -1;
 
 // ---- passes over a whole row, compiled twice ----
 
-// NaN where a score is NaN or positive infinity, or all are negative infinities.
+// NaN where a score is NaN or positive infinity. In lanes, as the compiler does not find them by itself.
 OZ_INLINE float highest_of(const float *logits, int64_t count) {
-    float highest = -INFINITY;
-    int wrong = 0;
-    for (int64_t i = 0; i < count; ++i) {
-        wrong |= !(logits[i] < INFINITY);
-        highest = logits[i] > highest ? logits[i] : highest;
-    }
-    return wrong || highest == -INFINITY ? NAN : highest;
+    constexpr int lanes = 16;
+    float tops[lanes];
+    int wrong[lanes] = {};
+    for (float &top : tops) top = -INFINITY;
+    const auto look = [&](const float *at) __attribute__((always_inline)) {
+        for (int i = 0; i < lanes; ++i) {
+            wrong[i] |= !(at[i] < INFINITY);
+            tops[i] = at[i] > tops[i] ? at[i] : tops[i];
+        }
+    };
+    int64_t first = 0;
+    for (; first + lanes <= count; first += lanes) look(logits + first);
+    float rest[lanes];
+    for (int i = 0; i < lanes; ++i) rest[i] = first + i < count ? logits[first + i] : -INFINITY;
+    look(rest);
+    int any = 0;
+    for (int i = 0; i < lanes; ++i) any |= wrong[i];
+    return any ? NAN : *std::max_element(tops, tops + lanes);
 }
 
 // The sum of e^((logit - highest) / temperature) over at most a block.
 OZ_INLINE double weight_of(const float *logits, int64_t count, float highest, float temperature) {
-    float weights[kBlock];
+    float weights[kBlock] = {};
     for (int64_t i = 0; i < count; ++i) weights[i] = exponential((logits[i] - highest) / temperature);
     double sums[8] = {};
-    for (int64_t i = 0; i < count; ++i) sums[i % 8] += static_cast<double>(weights[i]);
+    for (int64_t first = 0; first < kBlock; first += 8) {
+        for (int i = 0; i < 8; ++i) sums[i] += static_cast<double>(weights[first + i]);
+    }
     return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
 }
 
@@ -68,11 +81,14 @@ const Passes &passes_of(const Variant &) { return kPlain; }
 
 // ---- one row ----
 
+// Whether the weights of all of the vocabulary are needed, and not only those of some candidates.
+bool wants_weights(const oz_draw &draw) { return draw.temperature > 0 && !draw.top_k && (draw.top_p < 1 || !(draw.min_p > 0)); }
+
 class Row {
   public:
-    Row(const Passes &passes, const float *logits, int64_t vocabulary, const oz_draw &draw)
-        : passes_(passes), logits_(logits), vocabulary_(vocabulary), draw_(draw),
-          highest_(passes.highest(logits, vocabulary)) {}
+    // `weights` has the sum of every block, where they are wanted.
+    Row(const float *logits, int64_t vocabulary, const oz_draw &draw, float highest, const double *weights)
+        : logits_(logits), vocabulary_(vocabulary), draw_(draw), highest_(highest), weights_(weights) {}
 
     int64_t token() const {
         if (!(draw_.temperature >= 0) || std::isnan(highest_)) return kUnsure;
@@ -92,14 +108,9 @@ class Row {
 
     float score(int64_t i) const { return (logits_[i] - highest_) / draw_.temperature; }
 
-    double weight(int64_t first) const {
-        const int64_t count = std::min(kBlock, vocabulary_ - first);
-        return passes_.weight(logits_ + first, count, highest_, draw_.temperature);
-    }
-
     double total() const {
         double sum = 0;
-        for (int64_t first = 0; first < vocabulary_; first += kBlock) sum += weight(first);
+        for (int64_t block = 0; block < parts(vocabulary_, kBlock); ++block) sum += weights_[block];
         return sum;
     }
 
@@ -109,7 +120,7 @@ class Row {
         double before = 0;
         int64_t first = 0;
         for (; first < vocabulary_; first += kBlock) {
-            const double next = before + weight(first);
+            const double next = before + weights_[first / kBlock];
             if (next > target) break;
             before = next;
         }
@@ -201,11 +212,74 @@ class Row {
         return kUnsure;
     }
 
-    const Passes &passes_;
     const float *const logits_;
     const int64_t vocabulary_;
     const oz_draw &draw_;
     const float highest_;
+    const double *const weights_;
+};
+
+// What all threads find out about the rows before each row's token is drawn: the highest score of every chunk, then the
+// weight of every block.
+class Survey {
+  public:
+    Survey(const Passes &passes, const float *logits, int64_t rows, int64_t vocabulary, const oz_draw *draws)
+        : passes_(passes), logits_(logits), vocabulary_(vocabulary), draws_(draws),
+          blocks_(parts(vocabulary, kBlock)), chunks_(parts(blocks_, kBlocksAChunk)),
+          weights_(static_cast<double *>(std::malloc(sizeof(double) * static_cast<size_t>(rows * blocks_)))),
+          highest_(static_cast<float *>(std::malloc(sizeof(float) * static_cast<size_t>(rows * chunks_)))) {}
+
+    ~Survey() {
+        std::free(weights_);
+        std::free(highest_);
+    }
+
+    Survey(const Survey &) = delete;
+    Survey &operator=(const Survey &) = delete;
+
+    bool has_memory() const { return weights_ && highest_; }
+    int64_t chunks_a_row() const { return chunks_; }
+
+    void find_highest(int64_t chunk) {
+        const int64_t row = chunk / chunks_, first = chunk % chunks_ * kBlocksAChunk * kBlock;
+        const int64_t count = std::min(kBlocksAChunk * kBlock, vocabulary_ - first);
+        highest_[chunk] = passes_.highest(logits_ + row * vocabulary_ + first, count);
+    }
+
+    void weigh(int64_t chunk) {
+        const int64_t row = chunk / chunks_, first = chunk % chunks_ * kBlocksAChunk;
+        const float highest = highest_of_row(row);
+        if (std::isnan(highest) || !wants_weights(draws_[row])) return;
+        for (int64_t block = first; block < std::min(first + kBlocksAChunk, blocks_); ++block) {
+            const int64_t count = std::min(kBlock, vocabulary_ - block * kBlock);
+            weights_[row * blocks_ + block] = passes_.weight(logits_ + row * vocabulary_ + block * kBlock, count,
+                                                             highest, draws_[row].temperature);
+        }
+    }
+
+    int64_t token(int64_t row) const {
+        return Row(logits_ + row * vocabulary_, vocabulary_, draws_[row], highest_of_row(row),
+                   weights_ + row * blocks_).token();
+    }
+
+  private:
+    // NaN where a score is none, or all are negative infinities.
+    float highest_of_row(int64_t row) const {
+        float highest = -INFINITY;
+        for (int64_t c = row * chunks_; c < (row + 1) * chunks_; ++c) {
+            if (std::isnan(highest_[c])) return NAN;
+            highest = std::max(highest, highest_[c]);
+        }
+        return highest == -INFINITY ? NAN : highest;
+    }
+
+    const Passes &passes_;
+    const float *const logits_;
+    const int64_t vocabulary_;
+    const oz_draw *const draws_;
+    const int64_t blocks_, chunks_;
+    double *const weights_;
+    float *const highest_;
 };
 
 }  // namespace
@@ -214,7 +288,13 @@ class Row {
 
 void oz_draw_tokens(oz_core *core, const float *logits, int64_t rows, int64_t vocabulary, const oz_draw *draws,
                     int64_t *tokens) {
-    oz::share(core, rows, [&](int64_t r) {
-        tokens[r] = oz::Row(oz::passes_of(core->variant), logits + r * vocabulary, vocabulary, draws[r]).token();
-    });
+    using namespace oz;
+    Survey survey(passes_of(core->variant), logits, rows, vocabulary, draws);
+    if (!survey.has_memory()) {
+        std::fill(tokens, tokens + rows, kUnsure);
+        return;
+    }
+    const int64_t chunks = rows * survey.chunks_a_row();
+    share(core, chunks, [&](int64_t c) { survey.find_highest(c); }, chunks, [&](int64_t c) { survey.weigh(c); });
+    share(core, rows, [&](int64_t r) { tokens[r] = survey.token(r); });
 }

@@ -1,27 +1,61 @@
-// Sixteen float32 lanes in plain C++ (vector extensions of g++ and clang++), which each variant's file compiles for its
-// own registers. The order of every sum is that of these lanes, whatever the registers are.
+// Sixteen float32 lanes in plain C++ (vector extensions of g++ and clang++), in as many registers as a file's processor
+// needs for them: each file that includes this defines OZ_TARGET and OZ_REGISTER, the bytes of a register. The order of
+// every sum is that of the lanes, whatever the registers are.
 #pragma once
 
 #include "elementwise.h"
 
+// Inlined like OZ_INLINE, but only into functions of one variant: those that use instructions of their own.
+#define OZ_INNER static inline __attribute__((always_inline)) OZ_TARGET
+
 namespace oz {
 
+namespace {
+
 constexpr int kLanes = 16;
-typedef float Lanes __attribute__((vector_size(64)));
+constexpr int kRegisters = 64 / OZ_REGISTER;
+typedef float Register __attribute__((vector_size(OZ_REGISTER)));
+typedef uint32_t Words __attribute__((vector_size(OZ_REGISTER)));
+
+// A vector type of its own that is wider than the registers would be kept in memory between any two operations.
+struct Lanes {
+    Register in[kRegisters];
+};
+
+OZ_INLINE Lanes operator+(const Lanes &x, const Lanes &y) {
+    Lanes sum;
+    for (int i = 0; i < kRegisters; ++i) sum.in[i] = x.in[i] + y.in[i];
+    return sum;
+}
+
+OZ_INLINE Lanes operator*(const Lanes &x, const Lanes &y) {
+    Lanes product;
+    for (int i = 0; i < kRegisters; ++i) product.in[i] = x.in[i] * y.in[i];
+    return product;
+}
+
+OZ_INLINE Lanes operator*(const Lanes &x, float y) {
+    Lanes product;
+    for (int i = 0; i < kRegisters; ++i) product.in[i] = x.in[i] * y;
+    return product;
+}
+
+OZ_INLINE void operator+=(Lanes &x, const Lanes &y) { x = x + y; }
 
 OZ_INLINE Lanes zeros() { return Lanes{}; }
 
 OZ_INLINE Lanes load_lanes(const float *at) {
     Lanes lanes;
-    std::memcpy(&lanes, at, sizeof lanes);
+    for (int i = 0; i < kRegisters; ++i) std::memcpy(lanes.in + i, at + i * kLanes / kRegisters, sizeof(Register));
     return lanes;
 }
 
 // The first `count` lanes, the others 0.
 OZ_INLINE Lanes load_some(const float *at, int64_t count) {
-    Lanes lanes = zeros();
-    std::memcpy(&lanes, at, static_cast<size_t>(count) * sizeof(float));
-    return lanes;
+    if (count == kLanes) return load_lanes(at);
+    float lanes[kLanes] = {};
+    std::memcpy(lanes, at, static_cast<size_t>(count) * sizeof(float));
+    return load_lanes(lanes);
 }
 
 // Two sixteens of bfloat16, the first in the lower halves of sixteen words and the second in the upper ones, so that a
@@ -42,27 +76,43 @@ struct TwoLanes {
 OZ_INLINE TwoLanes load_two(const float *at) { return {load_lanes(at), load_lanes(at + kLanes)}; }
 
 OZ_INLINE TwoLanes load_two(const Bfloat16 *at) {
-    typedef uint32_t Words __attribute__((vector_size(64)));
-    Words words;
-    std::memcpy(&words, at, sizeof words);
-    return {reinterpret_cast<Lanes>(words << 16), reinterpret_cast<Lanes>(words & 0xffff0000u)};
+    TwoLanes two;
+    for (int i = 0; i < kRegisters; ++i) {
+        Words words;
+        std::memcpy(&words, at + i * (kLanes / kRegisters), sizeof words);
+        two.first.in[i] = reinterpret_cast<Register>(words << 16);
+        two.second.in[i] = reinterpret_cast<Register>(words & 0xffff0000u);
+    }
+    return two;
 }
 
 OZ_INLINE void store_some(float *at, const Lanes &lanes, int64_t count) {
-    std::memcpy(at, &lanes, static_cast<size_t>(count < kLanes ? count : kLanes) * sizeof(float));
+    float numbers[kLanes];
+    for (int i = 0; i < kRegisters; ++i) {
+        std::memcpy((count < kLanes ? numbers : at) + i * kLanes / kRegisters, lanes.in + i, sizeof(Register));
+    }
+    if (count < kLanes) std::memcpy(at, numbers, static_cast<size_t>(count) * sizeof(float));
 }
 
 // By halves: lane i and lane i + 8, then i + 4, i + 2, i + 1.
 OZ_INLINE float sum_of(const Lanes &v) {
-    const auto eight = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
-                       __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
-    const auto four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) +
-                      __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
-    return (four[0] + four[2]) + (four[1] + four[3]);
+    float lanes[kLanes / 2];
+    if constexpr (kRegisters == 1) {
+        float all[kLanes];
+        std::memcpy(all, &v, sizeof all);
+        for (int i = 0; i < 8; ++i) lanes[i] = all[i] + all[i + 8];
+    } else {
+        for (int i = 0; i < kRegisters / 2; ++i) {
+            const Register sum = v.in[i] + v.in[i + kRegisters / 2];
+            std::memcpy(lanes + i * (kLanes / kRegisters), &sum, sizeof sum);
+        }
+    }
+    for (int i = 0; i < 4; ++i) lanes[i] += lanes[i + 4];
+    return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
 }
 
 // Bytes. Rows of a matrix are about a page, where the hardware's own prefetch starts anew.
-constexpr int kVectorsAhead = 2048;
+constexpr int kVectorsAhead = 4096;
 
 // Dot products of x with COUNT vectors, `stride` numbers apart. Those of bfloat16 are pairs of sixteens throughout.
 template <int COUNT, class Number>
@@ -74,7 +124,7 @@ OZ_INLINE void dots(const float *x, const Number *vectors, int64_t stride, int64
         const TwoLanes lanes = load_two(x + k);
         for (int i = 0; i < COUNT; ++i) {
             const Number *at = vectors + (i * stride + k) / kNumbersIn<Number>;
-            if (COUNT == 1) __builtin_prefetch(reinterpret_cast<const char *>(at) + kVectorsAhead);
+            if (COUNT == 1) __builtin_prefetch(reinterpret_cast<const char *>(at) + kVectorsAhead, 0, 2);
             const TwoLanes numbers = load_two(at);
             sums[i] += numbers.first * lanes.first;
             sums[i] += numbers.second * lanes.second;
@@ -88,6 +138,30 @@ OZ_INLINE void dots(const float *x, const Number *vectors, int64_t stride, int64
         }
     }
     for (int i = 0; i < COUNT; ++i) results[i] = sum_of(sums[i]);
+}
+
+// The same for TOKENS vectors x, `stride` numbers apart too: results (tokens, `apart`). Nothing is read ahead.
+template <int TOKENS, int COUNT, class Number>
+OZ_INLINE void dots_of_many(const float *x, const Number *vectors, int64_t stride, int64_t length, float *results,
+                            int64_t apart) {
+    Lanes sums[TOKENS][COUNT];
+    for (int t = 0; t < TOKENS; ++t) {
+        for (int i = 0; i < COUNT; ++i) sums[t][i] = zeros();
+    }
+    for (int64_t k = 0; k < length; k += 2 * kLanes) {
+        TwoLanes lanes[TOKENS];
+        for (int t = 0; t < TOKENS; ++t) lanes[t] = load_two(x + t * stride + k);
+        for (int i = 0; i < COUNT; ++i) {
+            const TwoLanes numbers = load_two(vectors + (i * stride + k) / kNumbersIn<Number>);
+            for (int t = 0; t < TOKENS; ++t) {
+                sums[t][i] += numbers.first * lanes[t].first;
+                sums[t][i] += numbers.second * lanes[t].second;
+            }
+        }
+    }
+    for (int t = 0; t < TOKENS; ++t) {
+        for (int i = 0; i < COUNT; ++i) results[t * apart + i] = sum_of(sums[t][i]);
+    }
 }
 
 OZ_INLINE float dot(const float *x, const float *y, int64_t length) {
@@ -109,5 +183,7 @@ OZ_INLINE void linear(const float *x, const Number *matrix, const float *bias, i
         for (n = 0; n < rows; ++n) result[n] += bias[n];
     }
 }
+
+}  // namespace
 
 }  // namespace oz

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "core.h"
+#include "kept.h"
 
 namespace oz {
 
@@ -71,9 +72,12 @@ class AttentionPass {
             sums[i - first] = cleared(i, head, section);
             pages = std::max(pages, b_.positions[b_.order[i]] / a_.page_tokens + 1);
         }
-        for (int64_t page = section * kSection; page < std::min((section + 1) * kSection, pages); ++page) {
+        const int64_t end = std::min((section + 1) * kSection, pages);
+        for (int64_t page = section * kSection; page < end; ++page) {
             for (int64_t i = first; i < last; ++i) {
-                kernels(core_).attend(a_, b_, queries_, head, b_.order[i], page, sums[i - first]);
+                const bool more = i + 1 < last;
+                const void *next = keys(more ? i + 1 : first, more || page + 1 == end ? page : page + 1, head);
+                kernels(core_).attend(a_, b_, queries_, head, b_.order[i], page, next, sums[i - first]);
             }
         }
     }
@@ -87,6 +91,13 @@ class AttentionPass {
     }
 
   private:
+    // Those of the token at place `i` in one of its pages. A table has room for the pages of the longest sequence, and
+    // what it holds beyond its own is only asked for, not read.
+    const void *keys(int64_t i, int64_t page, int head) const {
+        const int64_t held = b_.tables[b_.slots[b_.sequence_of[b_.order[i]]] * b_.pages_a_slot + page];
+        return vectors_of(a_, a_.keys, held, head);
+    }
+
     float *running(int64_t i, int head, int64_t section) const {
         return running_ + (((i - first_) * a_.key_heads + head) * sections_ + section) * size_;
     }
@@ -181,16 +192,16 @@ int64_t oz_running(const oz_attention *attention, int64_t tokens, int64_t pages)
 void oz_route(oz_core *core, const oz_router *router, int64_t tokens, const float *x, float *states, int32_t *chosen,
               float *weights) {
     const oz_router &r = *router;
-    const int64_t row_parts = parts(r.width, kRouterRows);
-    const auto state = [&](int64_t chunk) {
+    const int64_t row_parts = parts(r.width, kRouterRows), chunks = row_parts * parts(tokens, kRouterTokens);
+    const auto state = [&](int64_t index) {
+        const int64_t chunk = in_stretches(core, index, chunks);
         const int64_t row = chunk % row_parts * kRouterRows, token = chunk / row_parts * kRouterTokens;
         const int64_t end = std::min<int64_t>(row + kRouterRows, r.width);
-        for (int64_t t = token; t < std::min(token + kRouterTokens, tokens); ++t) {
-            kernels(core).router_state(r, x + t * r.hidden, row, end, t > token, states + t * r.width);
-        }
+        const int64_t count = std::min(kRouterTokens, tokens - token);
+        kernels(core).router_states(r, x + token * r.hidden, count, row, end, states + token * r.width);
     };
     const auto choose = [&](int64_t t) {
         kernels(core).choose(r, states + t * r.width, t > 0, chosen + t, weights + t);
     };
-    share(core, row_parts * parts(tokens, kRouterTokens), state, tokens, choose);
+    share(core, chunks, state, tokens, choose);
 }

@@ -15,15 +15,16 @@ struct LayerKernels {
     // Writes queries, or the keys and values of their pages.
     void (*convolve)(const oz_attention &attention, const oz_batch &batch, const float *projected, int head,
                      int64_t first, int tokens, float *queries);
-    // One key-value head of one token over one of its pages: adds to `running` (group, channels + 2).
+    // One key-value head of one token over one of its pages: adds to `running` (group, channels + 2). `next` are the keys
+    // that will be wanted next.
     void (*attend)(const oz_attention &attention, const oz_batch &batch, const float *queries, int head, int64_t token,
-                   int64_t page, float *running);
+                   int64_t page, const void *next, float *running);
     // Joins the sections of one key-value head of one token.
     void (*join)(const oz_attention &attention, int64_t sections, const float *running, float *mixed);
-    // Rows `first` .. `last` of the router's states (width) of one token. Whether the weights are in the cache, because
-    // another token has just read them, is a matter of speed alone.
-    void (*router_state)(const oz_router &router, const float *x, int64_t first, int64_t last, bool in_cache,
-                         float *states);
+    // Rows `first` .. `last` of the router's states (tokens, width).
+    void (*router_states)(const oz_router &router, const float *x, int64_t tokens, int64_t first, int64_t last,
+                          float *states);
+    // Whether the weights are in the cache, because another token has just read them, is a matter of speed alone.
     void (*choose)(const oz_router &router, const float *state, bool in_cache, int32_t *chosen, float *weight);
 };
 

@@ -1,5 +1,6 @@
-// The kernels of layer.h in plain C++, to be included by a file for each kind of register, which defines OZ_TARGET and
-// names the table OZ_LAYER.
+// The kernels of layer.h in plain C++, to be included by a file for each kind of register, which defines OZ_TARGET, names
+// the table OZ_LAYER, says how halves are widened, and how much its registers hold: sixteens of places (kScored) and of
+// channels (kMixed) for four query heads, tokens (kRouted) times rows (kRoutedRows) of the router.
 #pragma once
 
 #include <cmath>
@@ -139,12 +140,15 @@ OZ_INLINE void norm_and_rotate(const oz_attention &a, int64_t position, float te
     }
 }
 
-// Which vector of `keys` is the key of a token, and which of `values` its value.
-OZ_INLINE int64_t place_of(const oz_attention &a, const oz_batch &b, int key, int64_t token) {
+// Where the key and the value of a token go.
+struct Place {
+    int64_t page, place;
+};
+
+OZ_INLINE Place place_of(const oz_attention &a, const oz_batch &b, int64_t token) {
     const int64_t position = b.positions[token];
     const int64_t slot = b.slots[b.sequence_of[token]];
-    const int64_t page = b.tables[slot * b.pages_a_slot + position / a.page_tokens];
-    return (page * a.key_heads + key) * a.page_tokens + position % a.page_tokens;
+    return {b.tables[slot * b.pages_a_slot + position / a.page_tokens], position % a.page_tokens};
 }
 
 // Half of all value channels are the token's own, half those of the token before; heads divide them in this order.
@@ -159,7 +163,8 @@ OZ_INLINE void store_value(const oz_attention &a, const oz_batch &b, const float
         const int64_t channel = key * a.channels + c;
         value[c] = channel < half ? own[channel] : before[channel - half];
     }
-    keep(a, value, a.values, place_of(a, b, key, token));
+    const Place to = place_of(a, b, token);
+    keep_value(a, value, to.page, key, to.place);
 }
 
 OZ_TARGET void convolve(const oz_attention &a, const oz_batch &b, const float *projected, int head, int64_t first,
@@ -181,65 +186,14 @@ OZ_TARGET void convolve(const oz_attention &a, const oz_batch &b, const float *p
             float *to = queries + (token * a.query_heads + head) * a.channels;
             std::memcpy(to, out[t], sizeof(float) * static_cast<size_t>(a.channels));
         } else {
-            keep(a, out[t], a.keys, place_of(a, b, key, token));
+            const Place to = place_of(a, b, token);
+            keep_key(a, out[t], to.page, key, to.place);
             store_value(a, b, projected, key, token);
         }
     }
 }
 
-// ---- attention ----
-
-// `running` of a head is its values so far, the highest score and the sum of weights.
-OZ_INLINE void attend_head(const oz_attention &a, const float *query, const float *keys, const float *values, int low,
-                           int high, float *running) {
-    const int64_t channels = a.channels;
-    float weights[kMostPage];
-    const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(channels));
-    int place = low;
-    for (; place + 4 <= high; place += 4) dots<4>(query, keys + place * channels, channels, channels, weights + place);
-    for (; place < high; ++place) weights[place] = dot(query, keys + place * channels, channels);
-    const float before = running[channels];
-    float highest = before;
-    for (place = low; place < high; ++place) {
-        weights[place] *= scale;
-        highest = weights[place] > highest ? weights[place] : highest;
-    }
-    for (place = low; place < high; ++place) weights[place] = exponential(weights[place] - highest);
-    const float fade = before == -INFINITY ? 0.0f : exponential(before - highest);
-    float sum = running[channels + 1] * fade;
-    for (place = low; place < high; ++place) sum += weights[place];
-    running[channels] = highest;
-    running[channels + 1] = sum;
-    for (int64_t c = 0; c < channels; c += kLanes) {
-        const int64_t count = channels - c < kLanes ? channels - c : kLanes;
-        Lanes mixed = load_some(running + c, count) * fade;
-        const float *value = values + low * channels + c;
-        for (place = low; place < high; ++place, value += channels) {
-            mixed += (count == kLanes ? load_lanes(value) : load_some(value, count)) * weights[place];
-        }
-        store_some(running + c, mixed, count);
-    }
-}
-
-OZ_TARGET void attend(const oz_attention &a, const oz_batch &b, const float *queries, int head, int64_t token,
-                      int64_t page, float *running) {
-    const int64_t position = b.positions[token], start = page * a.page_tokens;
-    const int64_t first = a.window && position - a.window + 1 > start ? position - a.window + 1 - start : 0;
-    const int64_t last = position - start + 1 < a.page_tokens ? position - start + 1 : a.page_tokens;
-    if (first >= last) return;
-    const int64_t slot = b.slots[b.sequence_of[token]];
-    const int64_t held = b.tables[slot * b.pages_a_slot + page];
-    const int64_t at = (held * a.key_heads + head) * a.page_tokens;
-    float key_room[kMostPage * kMostChannels], value_room[kMostPage * kMostChannels];
-    const int low = static_cast<int>(first), high = static_cast<int>(last);
-    const float *keys = widened(a, a.keys, at, low, high, key_room);
-    const float *values = widened(a, a.values, at, low, high, value_room);
-    const int group = a.query_heads / a.key_heads;
-    for (int g = 0; g < group; ++g) {
-        const float *query = queries + ((token * a.key_heads + head) * group + g) * a.channels;
-        attend_head(a, query, keys, values, low, high, running + g * (a.channels + 2));
-    }
-}
+#include "attend.h"
 
 OZ_TARGET void join(const oz_attention &a, int64_t sections, const float *running, float *mixed) {
     const int64_t group = a.query_heads / a.key_heads, channels = a.channels, width = channels + 2;
@@ -300,12 +254,38 @@ OZ_INLINE void router_linear(const oz_router &r, const float *x, const void *mat
     }
 }
 
-OZ_TARGET void router_state(const oz_router &r, const float *x, int64_t first, int64_t last, bool in_cache,
-                            float *states) {
-    float values[kMostRouter];
-    router_linear(r, x, r.down, r.down_bias, first, last, r.hidden, in_cache, values);
-    for (int64_t i = first; i < last; ++i) {
-        states[i] = values[i - first] + (r.depth_scale ? states[i] * r.depth_scale[i] : 0.0f);
+// Values of kRouted tokens, each weight that is read and widened for all of them: (tokens, kMostRouter).
+template <class Number>
+OZ_INNER void router_rows(const oz_router &r, const float *x, const Number *matrix, int64_t first, int64_t last,
+                          float (*values)[kMostRouter]) {
+    matrix += first * r.hidden / kNumbersIn<Number>;
+    for (int64_t n = first; n + kRoutedRows <= last; n += kRoutedRows) {
+        dots_of_many<kRouted, kRoutedRows>(x, matrix, r.hidden, r.hidden, values[0] + n, kMostRouter);
+        matrix += kRoutedRows * r.hidden / kNumbersIn<Number>;
+    }
+    for (int t = 0; r.down_bias && t < kRouted; ++t) {
+        for (int64_t n = first; n < last; ++n) values[t][n] += r.down_bias[n];
+    }
+}
+
+OZ_INNER void move_state_on(const oz_router &r, const float *values, int64_t first, int64_t last, float *states) {
+    for (int64_t i = first; i < last; ++i) states[i] = values[i] + (r.depth_scale ? states[i] * r.depth_scale[i] : 0.0f);
+}
+
+OZ_TARGET void router_states(const oz_router &r, const float *x, int64_t tokens, int64_t first, int64_t last,
+                             float *states) {
+    float values[kRouted][kMostRouter];
+    int64_t t = 0;
+    // Bits do not depend on how many tokens go together: each sum is over the same lanes in the same order.
+    const bool whole = (last - first) % kRoutedRows == 0 && r.hidden % (2 * kLanes) == 0;
+    for (; whole && t + kRouted <= tokens; t += kRouted) {
+        if (r.bfloat16) router_rows(r, x + t * r.hidden, static_cast<const Bfloat16 *>(r.down), first, last, values);
+        else router_rows(r, x + t * r.hidden, static_cast<const float *>(r.down), first, last, values);
+        for (int i = 0; i < kRouted; ++i) move_state_on(r, values[i], first, last, states + (t + i) * r.width);
+    }
+    for (; t < tokens; ++t) {
+        router_linear(r, x + t * r.hidden, r.down, r.down_bias, first, last, r.hidden, t > 0, values[0] + first);
+        move_state_on(r, values[0], first, last, states + t * r.width);
     }
 }
 
@@ -333,6 +313,6 @@ OZ_TARGET void choose(const oz_router &r, const float *state, bool in_cache, int
 
 }  // namespace
 
-const LayerKernels OZ_LAYER = {merge, convolve, attend, join, router_state, choose};
+const LayerKernels OZ_LAYER = {merge, convolve, attend, join, router_states, choose};
 
 }  // namespace oz

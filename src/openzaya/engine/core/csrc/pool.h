@@ -35,6 +35,8 @@ class Pool {
     // threads are started anew.
     void run(Work &work);
 
+    int threads() const { return threads_; }
+
     static constexpr int64_t kMostChunks = (1 << 20) - (1 << 12);
 
   private:

@@ -3,12 +3,15 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core.h"
+
 namespace oz {
 
 namespace {
 
-// 128 kB of weights at 2,048 columns: some microseconds of reading, and little beside the cache of a core.
-constexpr int64_t kBlocksAChunk = 4;
+// 128 kB of weights at 2,048 columns: some microseconds of reading, and little beside the cache of a core. A matrix that
+// is large enough to keep all threads busy with more is read in longer streams, a tenth faster.
+constexpr int64_t kFewestBlocks = 4, kMostBlocks = 32, kChunks = 128;
 // Tokens whose codes stay in the cache while all blocks of a chunk pass over them.
 constexpr int64_t kTokensAPass = 96;
 constexpr int kMostBlockRows = 32;
@@ -38,17 +41,20 @@ int64_t Product::chunks() const {
     for (int expert = 0; expert < (grouping_ ? matrix_.experts : 1); ++expert) {
         busy += share(expert).first < share(expert).last;
     }
-    return busy * ((blocks_ + kBlocksAChunk - 1) / kBlocksAChunk);
+    return busy * parts(blocks_, blocks_a_chunk());
 }
 
+// Even, since gate and up alternate.
+int64_t Product::blocks_a_chunk() const { return std::clamp(blocks_ / kChunks / 2 * 2, kFewestBlocks, kMostBlocks); }
+
 void Product::chunk(int64_t index) const {
-    const int64_t chunks_an_expert = (blocks_ + kBlocksAChunk - 1) / kBlocksAChunk;
+    const int64_t blocks = blocks_a_chunk(), chunks_an_expert = parts(blocks_, blocks);
     int expert = 0;
     for (int64_t busy = index / chunks_an_expert;; ++expert) {
         if (share(expert).first < share(expert).last && busy-- == 0) break;
     }
-    const int64_t first_block = index % chunks_an_expert * kBlocksAChunk;
-    blocks_of(share(expert), first_block, std::min(first_block + kBlocksAChunk, blocks_));
+    const int64_t first_block = index % chunks_an_expert * blocks;
+    blocks_of(share(expert), first_block, std::min(first_block + blocks, blocks_));
 }
 
 void Product::blocks_of(const Share &share, int64_t first_block, int64_t last_block) const {

@@ -22,6 +22,7 @@ class Product {
         int64_t first, last;
     };
 
+    int64_t blocks_a_chunk() const;
     Share share(int expert) const;
     void blocks_of(const Share &share, int64_t first_block, int64_t last_block) const;
     void tile(const Share &share, int64_t block, int64_t first, int rows) const;

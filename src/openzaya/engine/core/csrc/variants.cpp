@@ -2,6 +2,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace oz {
@@ -16,6 +20,8 @@ const Variant *const kVariants[] = {
     &kAvx512Vnni256,
     &kAvxVnni,
     &kAvx512Vnni,
+#elif defined(__aarch64__)
+    &kNeonDot,
 #endif
 };
 
@@ -45,6 +51,24 @@ bool supports(const Variant &variant) {
     const bool avx512 = has(extended.b, 16) && has(extended.b, 30) && has(extended.b, 31);  // F, BW, VL
     return avx2 && avx512 && has(extended.c, 11) && (saved_registers() & 0xe6) == 0xe6;
 }
+
+#elif defined(__aarch64__)
+
+// Whether the operating system says that the processor has dot products of bytes.
+bool has_dot_products() {
+#if defined(__linux__)
+    constexpr unsigned long kDotProducts = 1 << 20;  // HWCAP_ASIMDDP, which older headers lack
+    return (getauxval(AT_HWCAP) & kDotProducts) != 0;
+#elif defined(__APPLE__)
+    int there = 0;
+    size_t size = sizeof there;
+    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &there, &size, nullptr, 0) == 0 && there;
+#else
+    return false;
+#endif
+}
+
+bool supports(const Variant &variant) { return &variant == &kPortable || has_dot_products(); }
 
 #else
 

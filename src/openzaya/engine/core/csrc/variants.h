@@ -38,6 +38,8 @@ struct Variant {
 extern const Variant kPortable;
 #if defined(__x86_64__)
 extern const Variant kAvx2, kAvxVnni, kAvx512Vnni256, kAvx512Vnni;
+#elif defined(__aarch64__)
+extern const Variant kNeonDot;
 #endif
 
 int variant_count();
