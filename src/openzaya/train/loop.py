@@ -307,7 +307,7 @@ class PhaseRun:
         losses = {
             name: self.learner.loss_of(batches)
             for name, batches in self.source.held_out(self.run_.config.held_out.tokens).items()
-            if batches
+            if self.run_.world.agreed(bool(batches))  # the leader has the first rows
         }
         told = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
         self.run_.say(f"{self.phase.name}: held-out loss at step {self.step:,}: {told}")

@@ -56,6 +56,7 @@ class Ranks(World):
         ends.wait()
 
     def read_end(self, path: Path, learner: Learner) -> None:
+        assert isinstance(learner, ShardedLearner)
         for stored, progress in Checkpoints(path).read(print):
             learner.load(stored, progress)
             return
