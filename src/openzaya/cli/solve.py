@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +23,7 @@ from openzaya.cli.options import (
     Source,
     YesOption,
 )
+from openzaya.cli.page import check_place, draw_journal, drawing, journal_for_page
 
 if TYPE_CHECKING:
     from openzaya.mrsa.solution import Solution
@@ -36,8 +38,8 @@ _LIMITS = "Limits and records"
 def solve(
     ctx: typer.Context,
     problem: Annotated[
-        str, typer.Argument(metavar="PROBLEM|-", help="The problem, or - to read it from standard input.")
-    ],
+        str | None, typer.Argument(metavar="PROBLEM|-", help="The problem, or - to read it from standard input.")
+    ] = None,
     model: ModelOption = None,
     backend: BackendOption = None,
     backend_model: BackendModelOption = None,
@@ -105,6 +107,14 @@ def solve(
         Path | None,
         typer.Option(metavar="FILE", help="Go on with the run of this journal.", rich_help_panel=_LIMITS),
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw the run in this file, for any browser. With --resume and without PROBLEM nothing is run.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object instead of the answer.", rich_help_panel=_LIMITS)
     ] = False,
@@ -116,13 +126,22 @@ def solve(
     to standard error, and standard output is the answer alone. Exit codes: 0 answered, 2 bad input, 3 the backend
     failed, 4 a budget or deadline ended it (the best answer so far is printed), 130 interrupted.
     """
+    if html is not None:
+        check_place(html)
+    if problem is None:
+        raise typer.Exit(draw_again(resume, html, as_json=as_json))
     question = read_problem(problem)
     source = Source.of(model, backend, backend_model, api_key_env).ready(yes=yes, offline=offline, quiet=quiet)
     from openzaya.api import solve as solve_problem
     from openzaya.cli.progress import follow
 
+    kept = resume or journal
     try:
-        with follow(question, source.name, sys.stderr, quiet=quiet) as on_event:
+        with (
+            journal_for_page(html, kept) as drawn,
+            follow(question, source.name, sys.stderr, quiet=quiet) as on_event,
+            drawing(html, drawn),
+        ):
             solution = solve_problem(
                 question,
                 **source.for_api(),
@@ -130,7 +149,7 @@ def solve(
                 seed=seed,
                 prompts=prompts,
                 on_event=on_event,
-                journal=journal,
+                journal=journal if kept is not None else drawn,
                 resume=resume,
                 candidates=candidates,
                 tails=tails,
@@ -147,9 +166,25 @@ def solve(
             )
     except (Exception, KeyboardInterrupt) as error:
         if explain(error)[1] in (Code.INTERRUPTED, Code.BACKEND_FAILED):
-            error.add_note(how_to_go_on(ctx.meta.get(ARGUMENTS, ()), resume or journal))
+            error.add_note(how_to_go_on(ctx.meta.get(ARGUMENTS, ()), kept))
         raise
+    if kept is None:
+        solution = replace(solution, journal=None)
     raise typer.Exit(print_solution(solution, as_json=as_json))
+
+
+def draw_again(journal: Path | None, page: Path | None, *, as_json: bool) -> Code:
+    """Draw a kept run without running anything, and print what it came to."""
+    if journal is None or page is None:
+        raise InputError(
+            "PROBLEM is missing; give the text of a problem, or - to read it from standard input, or --resume JOURNAL "
+            "and --html FILE to draw a run that is kept"
+        )
+    solution = draw_journal(journal, page)
+    if solution is not None:
+        return print_solution(solution, as_json=as_json)
+    say(f"openzaya: the run of {journal} had not ended; {page} shows how far it got, and PROBLEM would go on with it")
+    return Code.ENDED_EARLY
 
 
 def read_problem(problem: str) -> str:

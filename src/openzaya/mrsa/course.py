@@ -176,6 +176,7 @@ class Course:
             journal=self.sink.name if self.sink else None,
             candidates=tuple(self.rounds),
             final=self.final,
+            chosen=chosen,
             tool_calls=chosen.tool_calls if chosen else (),
         )
 

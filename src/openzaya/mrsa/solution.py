@@ -59,6 +59,8 @@ class Solution:
     """All candidates, by round."""
     final: Candidate | None = None
     """The final call, where there was one."""
+    chosen: Candidate | None = None
+    """The candidate whose reply this is."""
     tool_calls: tuple[Mapping[str, Any], ...] = ()
     """Tool calls of the reply, where the final call made any."""
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -21,10 +19,13 @@ from openzaya.serve.chat_reply import ChatReply
 from openzaya.serve.chat_request import ChatRequest
 from openzaya.serve.completions import CompletionReply, CompletionRequest, continue_all, plan_completion
 from openzaya.serve.conversation import converse
-from openzaya.serve.errors import ApiError, refused
+from openzaya.serve.errors import ApiError
 from openzaya.serve.exchange import Exchange, Reply, Start
-from openzaya.serve.guard import Guard, as_response, read_body
+from openzaya.serve.guard import Guard, as_response, read_request
+from openzaya.serve.menu import configured
 from openzaya.serve.openapi import document
+from openzaya.serve.playground import Playground
+from openzaya.serve.runs import Runs
 from openzaya.serve.service import Service
 from openzaya.serve.streaming import ClientLeft, EventStream, unless_client_leaves
 from openzaya.serve.work import plan_work
@@ -44,6 +45,7 @@ def create_app(service: Service) -> Starlette:
             Route("/health/ready", endpoints.ready),
             Route("/metrics", endpoints.metrics),
             Route("/openapi.json", endpoints.openapi),
+            *Playground(service, Runs(service)).routes(),
         ],
         middleware=[Middleware(Guard, service=service)],
         exception_handlers=dict.fromkeys(handled, _explain),
@@ -111,8 +113,13 @@ class _Endpoints:
         return JSONResponse(self._model(name))
 
     def _model(self, name: str) -> dict[str, Any]:
+        menu = self._service.menu
         context = self._service.backend.capabilities.context
-        entry = {"id": name, "object": "model", "created": self._since, "owned_by": "openzaya"}
+        recipe = menu.default if name == menu.name else {"preset": name.removeprefix(f"{menu.name}@")}
+        config = configured(recipe)
+        shape = {key: getattr(config, key) for key in ("candidates", "tails", "rounds", "beta", "tau", "final_tokens")}
+        entry: dict[str, Any] = {"id": name, "object": "model", "created": self._since, "owned_by": "openzaya"}
+        entry["mrsa"] = {"preset": recipe["preset"], **shape}
         return entry if context is None else {**entry, "max_model_len": context}
 
     async def live(self, request: Request) -> Response:
@@ -128,20 +135,3 @@ class _Endpoints:
 
     async def metrics(self, request: Request) -> Response:
         return Response(self._service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-Body = TypeVar("Body", bound=BaseModel)
-
-
-async def read_request(request: Request, kind: type[Body], most_bytes: int) -> Body:
-    """The body of a request as its type; raises ApiError or pydantic's ValidationError."""
-    content = await read_body(request, most_bytes)
-    try:
-        values = json.loads(content)
-        if b"\\ud" in content.lower():
-            json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair is no text
-    except (ValueError, RecursionError) as error:
-        raise refused(f"the body is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise refused(f"the body is a JSON {type(values).__name__}; send an object")
-    return kind.model_validate(values)

@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from openzaya.backends.protocol import BackendError, ChatParams, Message, Reply, ToolCallDelta, Usage
 from openzaya.grading import group_votes
 from openzaya.mrsa import Solution, events, run
 from openzaya.mrsa.candidate import INTERRUPTED, Candidate
+from openzaya.mrsa.journal import JournalSink
 from openzaya.serve.errors import ApiError
 from openzaya.serve.turns import SharedBackend
 from openzaya.serve.work import Work
@@ -70,12 +71,29 @@ class Outcome:
     reports: tuple[Mapping[str, Any], ...] = ()
 
 
-async def converse(work: Work, messages: Sequence[Message], backend: SharedBackend, tell: Tell) -> Outcome:
+class Recorder(Protocol):
+    """Who keeps a run besides its reply: its journal, its events and its solution."""
+
+    @property
+    def sink(self) -> JournalSink: ...
+
+    def on_event(self, event: events.Event) -> None: ...
+
+    def on_solution(self, solution: Solution) -> None: ...
+
+
+async def converse(
+    work: Work, messages: Sequence[Message], backend: SharedBackend, tell: Tell, recorder: Recorder | None = None
+) -> Outcome:
     """Do the work of one request; cancelling it stops every rollout at its source.
 
+    A `recorder` follows the run of the first choice; a plain reply has none to follow.
     Raises ApiError, BackendError, ConfigError, PromptError or MrsaError.
     """
-    several = [_one_choice(work.of_choice(index), index, messages, backend, tell) for index in range(work.choices)]
+    several = [
+        _one_choice(work.of_choice(index), index, messages, backend, tell, recorder if index == 0 else None)
+        for index in range(work.choices)
+    ]
     return together(await all_or_none(several))
 
 
@@ -100,10 +118,15 @@ async def all_or_none(several: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 async def _one_choice(
-    work: Work, index: int, messages: Sequence[Message], backend: SharedBackend, tell: Tell
+    work: Work,
+    index: int,
+    messages: Sequence[Message],
+    backend: SharedBackend,
+    tell: Tell,
+    recorder: Recorder | None,
 ) -> Outcome:
     if work.direct is None:
-        return await _run(work, index, messages, backend, tell)
+        return await _run(work, index, messages, backend, tell, recorder)
     try:
         async with asyncio.timeout(work.config.deadline):
             return await _reply(work.direct, index, messages, backend, tell)
@@ -154,11 +177,27 @@ async def counted(reply: Reply, backend: SharedBackend) -> Usage:
     return Usage(completion_tokens=reasoning + content, reasoning_tokens=reasoning)
 
 
-async def _run(work: Work, index: int, messages: Sequence[Message], backend: SharedBackend, tell: Tell) -> Outcome:
+async def _run(
+    work: Work,
+    index: int,
+    messages: Sequence[Message],
+    backend: SharedBackend,
+    tell: Tell,
+    recorder: Recorder | None,
+) -> Outcome:
     """A run of Markovian RSA."""
     following = _Following(work, index, backend, tell)
+
+    def on_event(event: events.Event) -> None:
+        following.on_event(event)
+        if recorder is not None:
+            recorder.on_event(event)
+
     source: Any = backend  # its capabilities are read-only, which the protocol's are not
-    solution = await run(messages, work.config, source, final=work.final, on_event=following.on_event)
+    sink = None if recorder is None else recorder.sink
+    solution = await run(messages, work.config, source, final=work.final, sink=sink, on_event=on_event)
+    if recorder is not None:
+        recorder.on_solution(solution)
     interrupted = solution.finish_reason != "answered"
     if interrupted and not solution.text.strip():
         status, code = (504, "deadline_exceeded") if solution.finish_reason == "deadline" else (400, "budget_exceeded")

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import uuid
+from typing import TypeVar
 
+from pydantic import BaseModel
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from openzaya.serve.errors import UNFORESEEN, ApiError, as_api_error
+from openzaya.serve.errors import UNFORESEEN, ApiError, as_api_error, refused
 from openzaya.serve.keys import is_loopback
 from openzaya.serve.service import Service
 
 logger = logging.getLogger(__name__)
 
-_OPEN_PATHS = ("/health/live", "/health/ready")
+Body = TypeVar("Body", bound=BaseModel)
+
+_OPEN_PATHS = ("/", "/health/live", "/health/ready")
+_OPEN_FILES = "/page/"
+"""The files of the page that asks for the key."""
 
 
 def error_response(error: ApiError) -> Response:
@@ -54,6 +61,20 @@ async def read_body(request: Request, most: int) -> bytes:
     return bytes(body)
 
 
+async def read_request(request: Request, kind: type[Body], most_bytes: int) -> Body:
+    """The body of a request as its type; raises ApiError or pydantic's ValidationError."""
+    content = await read_body(request, most_bytes)
+    try:
+        values = json.loads(content)
+        if b"\\ud" in content.lower():
+            json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
+        raise refused(f"the body is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise refused(f"the body is a JSON {type(values).__name__}; send an object")
+    return kind.model_validate(values)
+
+
 class Guard:
     """ASGI middleware around the whole application."""
 
@@ -89,7 +110,7 @@ class Guard:
         if self._own_hosts is not None and host not in self._own_hosts:
             # Else a page whose name was made to point here could speak with a service that asks for no key.
             raise ApiError(403, f"the host {host!r} is not this service's; use 127.0.0.1, or give the service a key")
-        if scope["path"] not in _OPEN_PATHS:
+        if scope["path"] not in _OPEN_PATHS and not scope["path"].startswith(_OPEN_FILES):
             scope.setdefault("state", {})["key"] = self._service.keyring.holder(headers.get("authorization"))
 
     def _hosts(self) -> frozenset[str] | None:

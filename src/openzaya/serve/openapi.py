@@ -15,7 +15,7 @@ _REFUSALS = {
     "400": "The request cannot be run",
     "401": "No key, or one that is not known here",
     "403": "Not this service's host",
-    "404": "There is no such model",
+    "404": "There is no such model, run or rollout",
     "413": "The body is too large",
     "415": "The body is not JSON",
     "429": "Too many requests at once",
@@ -55,6 +55,11 @@ def document() -> dict[str, Any]:
         "/v1/chat/completions": {"post": _posted("A chat reply under Markovian RSA", "ChatRequest", stream=True)},
         "/v1/completions": {"post": _posted("Text continued as it is", "CompletionRequest", stream=True)},
         "/v1/models": {"get": _got("The model, and the model with each preset that fits")},
+        "/runs": {"post": _posted("Start a run that goes on without its client", "ChatRequest", status="202")},
+        "/runs/{id}/events": {"get": _got("The records of a run as they come", "id", kind="text/event-stream")},
+        "/runs/{id}/rollouts/{round}/{index}": {"get": _got("One whole rollout of a run", "id", "round", "index")},
+        "/runs/{id}/page": {"get": _got("The run as one HTML file", "id", kind="text/html")},
+        "/runs/{id}/cancel": {"post": _got("End a run with every rollout at its source", "id")},
         "/health/live": {"get": _got("The process is alive")},
         "/health/ready": {"get": _got("New work is taken (503: not any more)")},
         "/metrics": {"get": _got("Figures for Prometheus", kind="text/plain")},
@@ -88,7 +93,7 @@ def _aliased() -> list[Any]:
     return [field for field in RsaFields.model_fields.values() if field.validation_alias is not None]
 
 
-def _posted(summary: str, schema: str, *, stream: bool) -> dict[str, Any]:
+def _posted(summary: str, schema: str, *, stream: bool = False, status: str = "200") -> dict[str, Any]:
     kinds = {"application/json": {"schema": {"type": "object"}}}
     if stream:
         kinds["text/event-stream"] = {"schema": {"type": "string"}}
@@ -98,9 +103,20 @@ def _posted(summary: str, schema: str, *, stream: bool) -> dict[str, Any]:
     return {
         "summary": summary,
         "requestBody": body,
-        "responses": {"200": {"description": "The reply", "content": kinds}, **refusals},
+        "responses": {status: {"description": "The reply", "content": kinds}, **refusals},
     }
 
 
-def _got(summary: str, *, kind: str = "application/json") -> dict[str, Any]:
-    return {"summary": summary, "responses": {"200": {"description": summary, "content": {kind: {}}}}}
+def _got(summary: str, *places: str, kind: str = "application/json") -> dict[str, Any]:
+    """What is fetched, or done, at an address with these places in it."""
+    answer: dict[str, Any] = {"200": {"description": summary, "content": {kind: {}}}}
+    if not places:
+        return {"summary": summary, "responses": answer}
+    kinds = {"id": "string"}
+    given = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": kinds.get(name, "integer")}}
+        for name in places
+    ]
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    refusals = {status: {"description": _REFUSALS[status], "content": error} for status in ("400", "401", "403", "404")}
+    return {"summary": summary, "parameters": given, "responses": answer | refusals}
