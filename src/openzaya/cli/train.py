@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +16,7 @@ from openzaya.cli.train_plan import show_cluster_plan, show_process_plan
 
 if TYPE_CHECKING:
     from openzaya.train.reports import StepReport
+    from openzaya.train.world import World
 
 _PLANS = "Before a run"
 
@@ -87,13 +89,28 @@ def train(
         return
     from openzaya.train.loop import Run
 
-    say(f"training {recipe} in {folder}; stop it at any time, the same command goes on")
+    world = _world(config.device)
+    if world.leads:
+        say(f"training {recipe} in {folder}; stop it at any time, the same command goes on")
     try:
-        Run(config, recipe.read_text(encoding="utf-8"), folder, report=_Reporter().report).run(phase)
+        Run(config, recipe.read_text(encoding="utf-8"), folder, report=_Reporter().report, world=world).run(phase)
     except KeyboardInterrupt as error:
         error.add_note(f"{folder} is whole; the same command goes on, and repeats {config.save_seconds:.0f} s at most")
         raise
-    print(folder)
+    if world.leads:
+        print(folder)
+
+
+def _world(device: str | None) -> World:
+    """This process alone, or one of the ranks that torchrun started."""
+    from openzaya.train.world import World
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return World()
+    from openzaya.train.sharding.meshes import join
+    from openzaya.train.sharding.world import Ranks
+
+    return Ranks(join(device))
 
 
 class _Reporter:

@@ -134,7 +134,7 @@ class PhaseRun:
         self.run_, self.phase = run, phase
         speaker, world = run.speaker, run.world
         with world.leader_first():
-            reading = open_reading(run.config, phase, speaker, run.folder, run.say, world.rank, world.ranks)
+            reading = open_reading(run.config, phase, speaker, run.folder, run.say, *world.share(phase))
         self.source, self.problems = reading.source, reading.problems
         self.learner = world.learner(run.config, run.model_config, phase)
         self.states = run.states(phase)
@@ -307,7 +307,7 @@ class PhaseRun:
         losses = {
             name: self.learner.loss_of(batches)
             for name, batches in self.source.held_out(self.run_.config.held_out.tokens).items()
-            if batches
+            if self.run_.world.agreed(bool(batches))  # the leader has the first rows
         }
         told = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
         self.run_.say(f"{self.phase.name}: held-out loss at step {self.step:,}: {told}")

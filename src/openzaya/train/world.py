@@ -32,11 +32,12 @@ class Keeper(Protocol):
 class World:
     """One process alone. Of many, all call every method together, in the same order."""
 
-    rank = 0
-    """Which share of every step's rows this process reads, of `ranks`."""
-    ranks = 1
-    leads = True
+    leads: bool = True
     """Whether this is the process that speaks, logs, and writes what all share."""
+
+    def share(self, phase: PhaseRecipe) -> tuple[int, int]:
+        """Which share of every step's rows this process reads, and of how many."""
+        return 0, 1
 
     def learner(self, config: TrainConfig, shape: ZayaConfig, phase: PhaseRecipe) -> Learner:
         """The learner of a phase, or this process's part of it."""
