@@ -52,8 +52,8 @@ def test_figures_of_decoding_follow_from_one_another(folder):
     assert one["ratio_to_one_row"] == {"median": 1, "low": 1, "high": 1}
     assert one["experts_a_step"]["read"] <= 3 < three["experts_a_step"]["read"] <= 9
     assert one["bytes_a_step"]["total"] < three["bytes_a_step"]["total"] < total + 10**6
-    # Two vectors a head and layer for each token, float32.
-    assert long["bytes_a_step"]["keys_and_values"] == 70 * 3 * 2 * 2 * 16 * 4
+    # Two vectors a head and layer for each token, float16.
+    assert long["bytes_a_step"]["keys_and_values"] == 70 * 3 * 2 * 2 * 16 * 2
     read = one["tokens_a_second"]["median"] * one["bytes_a_step"]["total"]
     share = one["share_of_bandwidth"]["median"] * report["probe"]["gigabytes_a_second"]["median"] * 1e9
     assert share == pytest.approx(read, rel=0.9), "the same but for the spread of the probe"
