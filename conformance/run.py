@@ -56,7 +56,7 @@ SUITES = {
     ),
     "lm-eval": Suite(["lm-eval[api]", "tiktoken"], ["{python}", "lm_eval_tasks.py"]),
     "inspect": Suite(["inspect_ai", "openai"], ["{python}", "inspect_task.py"]),
-    "litellm": Suite(["litellm"], ["{python}", "litellm_client.py"]),
+    "litellm": Suite(["litellm", "mcp"], ["{python}", "litellm_client.py"]),
 }  # fmt: skip
 
 
