@@ -31,6 +31,10 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-8}"
 # Rows of many lengths fragment the allocator's fixed segments; segments that grow do not. ROCm's torch reads the same name.
 export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-expandable_segments:True}"
 
+# Torch 2.13 gives ranks that it starts again the addresses of the dead ones, and they hang; with a store of its own for
+# each start they do not.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE="${TORCH_DISABLE_SHARE_RDZV_TCP_STORE:-1}"
+
 # Said once and with a code of its own, before a thousand ranks say it.
 python - "$recipe" <<'PYTHON' || exit 2
 import sys
