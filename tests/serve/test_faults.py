@@ -107,14 +107,15 @@ async def many(server: FakeServer, count: int, at_once: int) -> tuple[dict[str, 
             ends[end] = ends.get(end, 0) + 1
             longest = max(longest, seconds)
 
-        # Warmed up first: what is kept for ever is kept by then.
+        # Warmed up first, then twice the same work: what a service keeps for a request would be there a second time.
         await asyncio.gather(*map(one, range(count // 5)))
-        gc.collect()
         tracemalloc.start()
-        await asyncio.gather(*map(one, range(count // 5, count)))
-        server.requests.clear()
-        gc.collect()
-        memory, _ = tracemalloc.get_traced_memory()
+        held = []
+        for first, last in ((count // 5, count * 3 // 5), (count * 3 // 5, count)):
+            await asyncio.gather(*map(one, range(first, last)))
+            server.requests.clear()
+            gc.collect()
+            held.append(tracemalloc.get_traced_memory()[0])
         tracemalloc.stop()
         metrics = (await client.get("/metrics")).text
     await watch.aclose()
@@ -124,7 +125,7 @@ async def many(server: FakeServer, count: int, at_once: int) -> tuple[dict[str, 
         "jobs": len(await app.state.jobs.store.unfinished()),
         "open": 0 if "openzaya_requests_open 0.0" in metrics else 1,
         "waiting": 0 if "openzaya_rollouts_waiting 0.0" in metrics else 1,
-        "bytes": memory,
+        "more bytes": held[1] - held[0],
     }
     await app.state.jobs.aclose()
     await backend.aclose()
@@ -137,9 +138,11 @@ def check(server: FakeServer, count: int, at_once: int) -> None:
     assert ends["answer"] > 0, ends
     assert len(ends) > 1, "no fault reached a client: the test tries nothing"
     assert longest < DEADLINE + 1, "a request outlived its deadline"
-    memory = left.pop("bytes")
+    more = left.pop("more bytes")
     assert not any(left.values()), left
-    assert memory < 1_000_000 + 8_000 * count, f"{memory:,} bytes are still held"
+    # Up to 64 connections are kept open, of some kilobytes each on both sides, and tables double; no more comes with
+    # more requests.
+    assert more < 600_000, f"{more:,} more bytes are held after as many requests again"
     server.wait_until(lambda server: server.open_now == 0)
 
 
