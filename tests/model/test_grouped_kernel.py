@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,6 +14,7 @@ if DEVICE == "cpu":
 pytest.importorskip("triton")
 
 from openzaya.model.grouped_kernel import kernel_grouped_product  # noqa: E402
+from triton_builds import shared_memory_of  # noqa: E402
 
 HALF = torch.float16 if DEVICE == "cpu" else torch.bfloat16
 """Triton's interpreter multiplies the bits of bfloat16 as if they were integers, and float16 takes the same way."""
@@ -55,15 +54,6 @@ for target in [GPUTarget("cuda", 89, 32), GPUTarget("cuda", 90, 32), GPUTarget("
 
 @pytest.mark.slow
 def test_the_kernel_compiles_for_cuda_and_rocm_within_their_shared_memory(tmp_path):
-    plain = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE],
-        env={**plain, "TRITON_CACHE_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    shared = [int(line.split()[-1]) for line in done.stdout.splitlines()]
+    shared = shared_memory_of(COMPILE, tmp_path)
     assert len(shared) == 12
     assert max(shared) <= 64 * 1024

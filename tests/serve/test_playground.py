@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,10 +12,7 @@ import pytest
 from service_under_test import QUESTION, is_final, talk
 
 from fake_openai import Failure, FakeServer, Reply, Request
-from openzaya.mrsa.candidate import Candidate
-from openzaya.mrsa.journal import End, Header
 from openzaya.serve.keys import hashed
-from openzaya.serve.run_archive import MemoryArchive
 
 FOUND = Reply(reasoning="six sevens", content="It is \\boxed{42}.")
 
@@ -218,22 +216,27 @@ def test_models_tell_the_shape_of_their_preset(server: FakeServer) -> None:
     assert models["zaya@single"]["rounds"] == 0
 
 
-def test_memory_keeps_the_latest_runs_alone() -> None:
-    async def go() -> list[bool]:
-        archive = MemoryArchive(most_runs=2, most_characters=1000)
-        for name, length in (("a", 10), ("b", 10), ("c", 10), ("d", 995)):
-            sink = await archive.open(name, None)
-            header = Header(question_hash="", config_hash="", model=None, messages=[], config={}, task="math")
-            await sink.write(header)
-            await sink.write(_written("x" * length))
-            await sink.write(End(finish_reason="answered", seconds=1.0))
-            await archive.close(name, None)
-        return [await archive.find(name) is not None for name in "abcd"]
+def test_the_next_service_reopens_runs_with_what_had_finished(tmp_path: Path) -> None:
+    def script(request: Request) -> Reply:
+        hangs = is_final(request) and "seven eights" in str(request.body["messages"])
+        return Reply(content="It is", stall_after=1) if hangs else FOUND
 
-    assert asyncio.run(go()) == [False, False, False, True]
+    async def begin(client: httpx.AsyncClient) -> tuple[str, str]:
+        ended, left = await start(client), await start(client, messages=[{"role": "user", "content": "seven eights?"}])
+        await records(client, ended)
+        while (await client.get(f"/runs/{left}/rollouts/1/2")).status_code != 200:
+            await asyncio.sleep(0.01)
+        return ended, left
 
+    store = str(tmp_path / "store.sqlite")
+    with FakeServer(script) as server:
+        runs = talk(server, begin, store=store)
 
-def _written(text: str) -> Candidate:
-    values = {"round": 0, "index": 0, "seed": 0, "finish_reason": "stop", "started": 0.0, "seconds": 1.0}
-    plain = {"tails_read": [], "tool_calls": [], "tail": None, "usage": {}, "content": text}
-    return Candidate.from_json({**values, **plain})
+        async def reopen(client: httpx.AsyncClient) -> Any:
+            return [kept(await records(client, run)) for run in runs]
+
+        ended, left = talk(server, reopen, store=store)
+    assert [record["kind"] for record in ended] == ["header", *["rollout"] * 7, "end"]
+    # Of three candidates in the last round, the third to be asked has answered; the others may have been on their way.
+    assert [record["kind"] for record in left][:5] == ["header", *["rollout"] * 4]
+    assert left[-1] == {"kind": "stopped"}

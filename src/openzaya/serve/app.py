@@ -32,14 +32,14 @@ from openzaya.serve.responses import ResponseEndpoints
 from openzaya.serve.runs import Runs
 from openzaya.serve.service import Service
 from openzaya.serve.store import Job
-from openzaya.serve.stored_runs import StoredRuns
 from openzaya.serve.streaming import ClientLeft, EventStream, unless_client_leaves
 from openzaya.serve.work import plan_work
 
 
 def create_app(service: Service) -> Starlette:
-    """The application over a service. Its `state.jobs` are opened, with `state.resume`, and closed by the caller."""
-    jobs = Jobs(service)
+    """The application over a service. Its `state.jobs` are opened, with `state.resume`, and closed by the caller, after
+    its `state.runs`."""
+    jobs, runs = Jobs(service), Runs(service)
     endpoints = _Endpoints(service, jobs)
     responses = ResponseEndpoints(service, jobs)
     handled = (ApiError, BackendError, MrsaError, StoreError, ValueError, ClientLeft, HTTPException, Exception)
@@ -55,12 +55,12 @@ def create_app(service: Service) -> Starlette:
             Route("/v1/spending", endpoints.spending),
             Route("/metrics", endpoints.metrics),
             Route("/openapi.json", endpoints.openapi),
-            *Playground(service, Runs(service, StoredRuns(service.store, service.config.keep_replies))).routes(),
+            *Playground(service, runs).routes(),
         ],
         middleware=[Middleware(Guard, service=service)],
         exception_handlers=dict.fromkeys(handled, _explain),
     )
-    app.state.jobs, app.state.resume = jobs, responses.resume
+    app.state.jobs, app.state.resume, app.state.runs = jobs, responses.resume, runs
     return app
 
 

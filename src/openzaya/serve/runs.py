@@ -18,20 +18,20 @@ from openzaya.serve.conversation import Outcome, Piece, Tell, Update, converse
 from openzaya.serve.errors import ApiError
 from openzaya.serve.exchange import Exchange
 from openzaya.serve.guard import told
-from openzaya.serve.run_archive import KeptRun, MemoryArchive, RunArchive
 from openzaya.serve.run_feed import RunFeed
 from openzaya.serve.run_records import Record, records_of
 from openzaya.serve.service import Service
+from openzaya.serve.stored_runs import StoredRun, StoredRuns
 from openzaya.serve.turns import SharedBackend
 from openzaya.serve.work import Work
 
 
 class Runs:
-    """Every run that can be watched: those at work, and those that `archive` keeps."""
+    """Every run that can be watched: those at work, and those that the store keeps, as long as it keeps responses."""
 
-    def __init__(self, service: Service, archive: RunArchive | None = None) -> None:
+    def __init__(self, service: Service) -> None:
         self._service = service
-        self._archive = archive or MemoryArchive()
+        self._archive = StoredRuns(service.store, service.config.keep_responses)
         self._at_work: dict[str, tuple[RunFeed, asyncio.Task[None]]] = {}
 
     async def start(self, key: Key | None, work: Work, messages: Sequence[Message]) -> str:
@@ -63,7 +63,7 @@ class Runs:
             raise ApiError(404, f"nothing is kept of the run {run_id!r} yet", code="run_not_found")
         return kept.journal
 
-    async def find(self, key: Key | None, run_id: str) -> KeptRun:
+    async def find(self, key: Key | None, run_id: str) -> StoredRun:
         """A run of this key. Raises ApiError (404) for any other, as if there were none."""
         kept = await self._archive.find(run_id)
         if kept is None or kept.owner != (None if key is None else key.name):
@@ -78,6 +78,13 @@ class Runs:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
+    async def aclose(self) -> None:
+        """Stop every run at work; what it had finished stays in the store, which must still be open."""
+        tasks = [task for _, task in self._at_work.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     async def _finish(self, run_id: str, feed: RunFeed, exchange: Exchange) -> None:
         try:
             await exchange.outcome()
@@ -91,7 +98,7 @@ class Runs:
             del self._at_work[run_id]
 
 
-async def _replay(kept: KeptRun, seen: int) -> AsyncIterator[tuple[int, Record]]:
+async def _replay(kept: StoredRun, seen: int) -> AsyncIterator[tuple[int, Record]]:
     records = [] if kept.journal is None else await records_of(kept.journal, whole=False)
     if not records or records[-1]["kind"] != "end":
         records.append(dict(kept.closing or {"kind": "stopped"}))

@@ -60,6 +60,7 @@ async def serve(config: ServeConfig, *, on_ready: OnReady | None = None) -> None
             app = create_app(service)
             closing.push_async_callback(app.state.jobs.aclose)
             await app.state.jobs.open(app.state.resume)
+            closing.push_async_callback(app.state.runs.aclose)
         except StoreError as error:
             raise ValueError(str(error)) from None
         watching = asyncio.create_task(_watch_upstreams(service))
