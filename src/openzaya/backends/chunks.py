@@ -111,7 +111,10 @@ def _logprobs(value: Any) -> list[Mapping[str, Any]]:
     """Logprobs as chat completions give them (a list of entries) or as text completions do (parallel lists)."""
     given = _fields(value)
     if entries := _items(given.get("content")):
-        return [_fields(entry) for entry in entries]
+        return [
+            {**_token(entry), "top_logprobs": [_token(other) for other in _items(_fields(entry).get("top_logprobs"))]}
+            for entry in entries
+        ]
     tops = _items(given.get("top_logprobs"))
     return [
         {
@@ -124,6 +127,11 @@ def _logprobs(value: Any) -> list[Mapping[str, Any]]:
         }
         for place, (token, logprob) in enumerate(zip(_items(given.get("tokens")), _items(given.get("token_logprobs"))))
     ]
+
+
+def _token(entry: Any) -> dict[str, Any]:
+    """OpenAI's clients expect `bytes`, which not every server sends."""
+    return {"bytes": None, **_fields(entry)}
 
 
 def _usage(value: Any) -> Usage | None:
