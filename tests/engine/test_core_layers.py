@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import core_reference as reference
 from engine_models import SHAPES, small_model
-from openzaya.engine.core import build, plan
+from openzaya.engine.core import build, library, plan
 from openzaya.engine.core.batch import Batch
 from openzaya.engine.core.plan import QuantisedWeights, Rotary, Tensors, refusal
 from openzaya.engine.core.products import Core, address
@@ -300,4 +300,5 @@ def test_the_limits_of_a_shape_are_the_sizes_of_the_arrays_in_c():
     found = re.findall(r"kMost(\w+) = (\d+)", (build.SOURCES / "layer.h").read_text(encoding="utf-8"))
     limits = {name: int(size) for name, size in found}
     assert len(limits) == 6
+    assert f"#define OZ_BLOCK {library.BLOCK}\n" in (build.SOURCES / "abi.h").read_text(encoding="utf-8")
     assert limits == {name: getattr(plan, f"_MOST_{name.upper()}") for name in limits}
