@@ -1,14 +1,16 @@
 """What each scheme of quantisation costs in quality, beside the unquantised model, on held-out problems and real text.
 
-    python benchmarks/quantised.py [--model tiny] [--problems 20] [--text FILE…] [--passages 20] [--threads 1] [--out FILE]
+    python benchmarks/quantised.py [--model tiny] [--problems 20] [--text FILE…] [--passages 20] [--threads 1]
+        [--out FILE]
 
-Both models read the same held-out problems with their worked solutions, and passages of text: those of --text, else of the
-standard library of this Python, spread evenly. Compared are the places where the solution is written, or all of a passage: the divergence of the distributions of the next token (nats), the share of places where the likeliest token is
-the same, and, for each layer, the share of tokens that the router sends to the same expert. Every scheme has two rows:
-its weights alone, and with activations rounded to 8 bits a token, as the compiled products compute. A row of bfloat16
-says what the usual format costs. Where a matrix is no multiple of a group, as in the bundled model, the largest group
-that divides it stands in. Two models are in memory at a time. The last rows compare types of keys and values in the
-compiled core, with weights of 8 bits, beside float32 there. Prints one JSON object.
+Both models read the same held-out problems with their worked solutions, and passages of text: of the files of --text,
+else of the standard library of this Python, evenly spread. Compared are the places where the solution is written, or
+all of a passage: the divergence of the distributions of the next token (nats), the share of places where the
+likeliest token is the same, and, for each layer, the share of tokens that the router sends to the same expert. Every
+scheme has two rows: its weights alone, and with activations rounded to 8 bits a token, as the compiled products
+compute. A row of bfloat16 says what the usual format costs. Where a matrix is no multiple of a group, as in the
+bundled model, the largest group that divides it stands in. Two models are in memory at a time. The last rows compare
+types of keys and values in the compiled core, with weights of 8 bits, beside float32 there. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -102,7 +104,7 @@ def held_out(folder: Path, count: int) -> list[Example]:
 
 
 def passages(folder: Path, files: Sequence[Path], count: int) -> list[Example]:
-    """Passages from the middle of `count` of the files that are long enough, evenly spread. Raises ValueError for none."""
+    """From the middles of `count` of the files that are long enough. Raises ValueError where none is."""
     tokenizer = Tokenizer.from_folder(folder)
     texts = [file.read_text(encoding="utf-8") for file in files]
     long = [text for text in texts if len(text) > 8 * _PASSAGE]
@@ -184,7 +186,9 @@ def keys_and_values(folder: Path, examples: Examples) -> Iterator[dict[str, Any]
         quantise_checkpoint(folder, Path(room) / "q", W8)
         cores = {name: ServedContainer(Path(room) / "q", 1, KV_DTYPES[name]) for name in ("float32", "float16", "int8")}
         for name in ("float16", "int8"):
-            found = {kind: figures(compare_in_core(cores["float32"], cores[name], some)) for kind, some in examples.items()}
+            found = {
+                kind: figures(compare_in_core(cores["float32"], cores[name], some)) for kind, some in examples.items()
+            }
             yield {"scheme": "w8", "executor": "compiled", "keys_and_values": name, **found}
 
 

@@ -3,8 +3,8 @@
 The core adds up the same numbers with another exponential. Where that cannot move a boundary past the row's chance, its
 token is the one that `sample` gives; the few other rows are left to `sample` itself, without the rows beside them.
 
-A step of the core finds the highest score of every block of `BLOCK` while it is in the cache (tops). Drawing then passes
-over most of a row where filters cut, or where the likeliest token is wanted; without tops it finds them first.
+A step of the core notes the highest score of every block while it is in the cache (`tops`). Drawing then passes over
+most of a row where filters cut, or where the likeliest token is wanted; without tops it finds them first.
 
 B rows, V vocabulary, N likeliest tokens.
 """

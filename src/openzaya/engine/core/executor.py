@@ -115,7 +115,8 @@ class CompiledExecutor:
             chosen = address(self.routing[-1])
         step = library.Step(
             placed.stored(), address(ids_T), len(scored_S), address(scored_S), address(self._logits_SV),
-            address(self._tops_SN), chosen, None if self.stage_seconds is None else address(self.stage_seconds), self._room(wanted),
+            address(self._tops_SN), chosen, None if self.stage_seconds is None else address(self.stage_seconds),
+            self._room(wanted),
         )  # fmt: skip
         self._core.call("oz_run_step", self._plan.stored, step)
         return self._logits_SV[: len(scored_S)]
