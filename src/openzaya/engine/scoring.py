@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from openzaya.engine.executor import Executor, PromptChunk, StepBatch
-from openzaya.engine.sampling import TokenLogprobs, logprobs
+from openzaya.engine.sampling import TokenLogprobs
 from openzaya.engine.scheduler import Scheduler
 from openzaya.engine.state import StatePool
 
@@ -45,7 +45,8 @@ class Scoring:
         assert scores is not None
         if following:
             counts = [self._top] * len(following)
-            self.records += logprobs(scores[: len(following)], np.array(following, dtype=np.int64), counts)
+            tokens = np.array(following, dtype=np.int64)
+            self.records += scheduler.executor.logprobs(scores[: len(following)], tokens, counts)
         if len(following) == len(part):
             return False
         scheduler.keep_prompt(self._ids, self._slot, scores[-1].clone())
