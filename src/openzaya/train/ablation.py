@@ -1,14 +1,78 @@
-"""Parts of ZAYA1 exchanged from outside for what they are claimed to be better than.
+"""Parts of ZAYA1 left out or exchanged from outside, for experiments; the model knows nothing of it.
 
-T tokens, D hidden, E experts.
+A part that does nothing at some value of its parameters is held there: nothing else changes, the first step's weights
+included. Where there is no such value, the module is exchanged.
+
+T tokens, B batch, S sequence, D hidden, E experts, K key-value heads, G query heads a key-value head, C head channels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import torch
 from torch import Tensor, nn
 
-from openzaya.model.decoder import ZayaForCausalLM
+from openzaya.model.attention import CCAProjection
+from openzaya.model.cache import Cache
+from openzaya.model.decoder import Block, Trunk, ZayaForCausalLM
+from openzaya.model.placement import Placement
+from openzaya.model.residual import ResidualScaling
 from openzaya.model.router import Router
+from openzaya.train.config import AblationRecipe
+
+
+def exchange_parts(model: ZayaForCausalLM, ablation: AblationRecipe) -> None:
+    """Put other modules in the place of those that cannot be held; initialise `model` afterwards."""
+    for module in model.modules():
+        if ablation.router == "linear" and isinstance(module, Router):
+            _make_linear(module, model.config.hidden_size, model.config.num_experts)
+    if ablation.qk_mean and ablation.value_shift:
+        return
+    for block in model.model.layers:
+        assert isinstance(block, Block)
+        whole = block.self_attn.qkv_proj
+        part = PartialProjection(model.config, whole.layer, whole.numerics)
+        part.qk_mean, part.value_shift = ablation.qk_mean, ablation.value_shift
+        block.self_attn.qkv_proj = part
+
+
+def hold_parts(model: ZayaForCausalLM, ablation: AblationRecipe) -> None:
+    """Set parts of an initialised `model` to what does nothing, and stop their learning."""
+    for parameter in _held(model, ablation):
+        parameter.requires_grad_(False)
+
+
+def _held(model: ZayaForCausalLM, ablation: AblationRecipe) -> Iterator[nn.Parameter]:
+    for module in model.modules():
+        match module:
+            case Router() if not ablation.depth_averaging and module.router_states_scale is not None:
+                nn.init.zeros_(module.router_states_scale)
+                yield module.router_states_scale
+            case ResidualScaling() if not ablation.residual_scaling:
+                yield from module.parameters()
+            case Trunk() if not ablation.residual_scaling:
+                yield module.input_hidden_states_scale
+                yield module.input_hidden_states_bias
+            case CCAProjection():
+                if ablation.convolutions < 2:
+                    yield from _passing_on(module.conv_qk_grouped)
+                if ablation.convolutions < 1:
+                    yield from _passing_on(module.conv_qk_depthwise)
+
+
+@torch.no_grad()
+def _passing_on(convolution: nn.Conv1d) -> Iterator[nn.Parameter]:
+    """Make a causal convolution give back the token that it is at; its parameters."""
+    outputs, inputs, _taps = convolution.weight.shape
+    convolution.weight.zero_()
+    convolution.weight[:, :, -1] = torch.eye(inputs).repeat(outputs // inputs, 1)
+    assert convolution.bias is not None
+    convolution.bias.zero_()
+    yield from convolution.parameters()
+
+
+# ---- modules in place of others ----
 
 
 class LinearScores(nn.Module):
@@ -23,14 +87,38 @@ class LinearScores(nn.Module):
         return scores_TE
 
 
-def with_linear_routers(model: ZayaForCausalLM) -> None:
-    """Give every layer of a fresh `model` linear scores in place of projection, depth averaging and MLP.
+def _make_linear(router: Router, hidden_size: int, num_experts: int) -> None:
+    """Linear scores in place of projection, depth averaging and MLP.
 
-    Choosing by probability plus bias, weighing by probability and the skip class stay. Initialise the model afterwards.
+    Choosing by probability plus bias, weighing by probability and the skip class stay.
     """
-    for module in model.modules():
-        if isinstance(module, Router):
-            module.down_proj = nn.Identity()  # type: ignore[assignment]
-            module.router_states_scale = None
-            scores = LinearScores(model.config.hidden_size, model.config.num_experts)
-            module.router_mlp = scores  # type: ignore[assignment]
+    router.down_proj = nn.Identity()  # type: ignore[assignment]
+    router.router_states_scale = None
+    router.router_mlp = LinearScores(hidden_size, num_experts)  # type: ignore[assignment]
+
+
+class PartialProjection(CCAProjection):
+    """CCA's projection without the mean of queries and keys, or without the value shift; the same parameters."""
+
+    qk_mean = value_shift = True
+
+    def forward(self, x_BSD: Tensor, placement: Placement, cache: Cache | None) -> tuple[Tensor, Tensor, Tensor]:
+        config, up = self.config, self.numerics.up
+        columns_BSZ, current_BSV, delayed_BSV = self._project(x_BSD)
+        columns_BPSZ, previous_BSV = self._after_history(columns_BSZ, delayed_BSV, placement, cache)
+        sizes = [config.query_size, config.key_value_size]
+        q_BSHC, k_BSKC = (
+            part.unflatten(-1, (-1, config.head_dim))
+            for part in self.convolve(columns_BPSZ, placement.resets_BS).split(sizes, dim=-1)
+        )
+        if self.qk_mean:
+            q_BSZ, k_BSZ = columns_BSZ.split(sizes, dim=-1)
+            q_BSKGC = q_BSZ.unflatten(-1, (config.num_key_value_heads, -1, config.head_dim))
+            mean_BSKGC = (up(q_BSKGC) + up(k_BSZ.unflatten(-1, (-1, 1, config.head_dim)))) * 0.5
+            q_BSHC, k_BSKC = q_BSHC + mean_BSKGC.flatten(2, 3), k_BSKC + mean_BSKGC.mean(dim=3)
+        if not self.value_shift:
+            previous_BSV = delayed_BSV
+        elif placement.resets_BS is not None:
+            previous_BSV = previous_BSV * (placement.resets_BS > 0)[..., None]
+        v_BSKC = torch.cat([current_BSV, previous_BSV], dim=-1).unflatten(-1, (-1, config.head_dim))
+        return q_BSHC, k_BSKC, v_BSKC

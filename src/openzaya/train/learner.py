@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,9 +16,9 @@ from openzaya.model.decoder import ZayaForCausalLM
 from openzaya.model.initialise import initialise
 from openzaya.model.numerics import numerics_profile
 from openzaya.model.router import Routing
-from openzaya.train.ablation import LinearScores, with_linear_routers
+from openzaya.train.ablation import exchange_parts, hold_parts
 from openzaya.train.balancing import AuxiliaryLoss, Balancer
-from openzaya.train.config import PhaseRecipe, TrainConfig
+from openzaya.train.config import AblationRecipe, PhaseRecipe, TrainConfig
 from openzaya.train.lora import add_adapters, merged_weights
 from openzaya.train.loss import linear_cross_entropy
 from openzaya.train.muon import MuonAdamW
@@ -53,6 +53,7 @@ class Learner:
     optimizer: MuonAdamW
     balancer: Balancer
     auxiliary: AuxiliaryLoss | None = None
+    ablation: AblationRecipe = field(default_factory=AblationRecipe)
 
     @classmethod
     def create(cls, config: TrainConfig, model_config: ZayaConfig, phase: PhaseRecipe | None = None) -> Learner:
@@ -68,7 +69,7 @@ class Learner:
         auxiliary = AuxiliaryLoss(model, weight) if config.balancing.method == "auxiliary" else None
         if phase.activation_checkpointing:
             checkpoint_blocks(model)
-        return cls(model.train(), optimizer, balancer, auxiliary)
+        return cls(model.train(), optimizer, balancer, auxiliary, config.ablation)
 
     @property
     def device(self) -> torch.device:
@@ -132,8 +133,7 @@ class Learner:
     def master_model(self) -> ZayaForCausalLM:
         """A float32 copy of the model made of the masters, adapters merged."""
         copy = ZayaForCausalLM(self.model.config, self.model.numerics)
-        if any(isinstance(module, LinearScores) for module in self.model.modules()):
-            with_linear_routers(copy)
+        exchange_parts(copy, self.ablation)
         masters = {name: slot.master for name, slot in self.optimizer.slots.items()}
         frozen = {name: p.detach() for name, p in self.model.named_parameters() if name not in masters}
         biases = dict(self.model.named_buffers())
@@ -146,9 +146,9 @@ def _model(config: TrainConfig, shape: ZayaConfig) -> ZayaForCausalLM:
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if config.model.checkpoint is None:
         model = ZayaForCausalLM(shape, numerics_profile(config.numerics))
-        if config.ablation.router == "linear":
-            with_linear_routers(model)
-        return initialise(model, config.seed).to(device)
+        exchange_parts(model, config.ablation)
+        hold_parts(initialise(model, config.seed), config.ablation)
+        return model.to(device)
     dtype = "float32" if config.lora is None else config.dtype
     model = load_model(config.model.checkpoint, dtype=dtype, device=device, numerics=config.numerics)
     model.config = shape

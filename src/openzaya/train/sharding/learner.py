@@ -15,6 +15,7 @@ from openzaya.data.packing import Batch
 from openzaya.model.config import ZayaConfig
 from openzaya.model.decoder import ZayaForCausalLM
 from openzaya.model.router import Routing
+from openzaya.train.ablation import exchange_parts
 from openzaya.train.balancing import AuxiliaryLoss, Balancer
 from openzaya.train.checkpoints.keep import Stored
 from openzaya.train.config import PhaseRecipe, TrainConfig
@@ -64,7 +65,7 @@ class ShardedLearner(Learner):
         weight = config.balancing.auxiliary_weight
         auxiliary = AuxiliaryLoss(model, weight) if config.balancing.method == "auxiliary" else None
         part = RowPart.of(meshes, model.config.convolution_history)
-        return cls(model.train(), optimizer, balancer, auxiliary, meshes, part)
+        return cls(model.train(), optimizer, balancer, auxiliary, config.ablation, meshes, part)
 
     # ---- a step ----
 
@@ -143,6 +144,7 @@ class ShardedLearner(Learner):
         if self.meshes.world is None:
             return Learner.master_model(self)
         copy = ZayaForCausalLM(self.model.config, self.model.numerics)
+        exchange_parts(copy, self.ablation)
         assert isinstance(self.optimizer, ShardedMuonAdamW)
         placed = self.optimizer.weights()
         whole = {name: held.full_tensor() if isinstance(held, DTensor) else held for name, held in placed.items()}
