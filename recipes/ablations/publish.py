@@ -34,7 +34,7 @@ def main() -> None:
             results, figures = results_of(json.loads(kept.read_text(encoding="utf-8")))
             picture = REPOSITORY / "docs" / "images" / f"ablation-{name}.svg"
             picture.write_text(chart(f"ablation {name}", results, figures), encoding="utf-8")
-            text = with_table(PAGE.read_text(encoding="utf-8"), name, table(results, figures))
+            text = with_results(PAGE.read_text(encoding="utf-8"), name, table(results, figures))
             PAGE.write_text(text, encoding="utf-8")
             print(kept, picture)
 
@@ -44,12 +44,13 @@ def names() -> list[str]:
     return sorted(path.stem for path in HERE.glob("*.toml") if path.stem != "baseline")
 
 
-def with_table(page: str, name: str, drawn: str) -> str:
-    """The page with a table in its place; raises ValueError where it has no place for it."""
+def with_results(page: str, name: str, drawn: str) -> str:
+    """The page with a table and the chart in their place; raises ValueError where it has no place for them."""
     place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
     if not place.search(page):
         raise ValueError(f"{PAGE} has no place for the table of {name}; put <!-- {name} --> and <!-- end --> there")
-    return place.sub(lambda found: f"{found[1]}{drawn}{found[2]}", page)
+    chart = f"\n![ablation {name}](images/ablation-{name}.svg)\n" if drawn else ""
+    return place.sub(lambda found: f"{found[1]}{drawn}{chart}{found[2]}", page)
 
 
 if __name__ == "__main__":
