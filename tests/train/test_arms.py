@@ -207,6 +207,12 @@ def test_what_is_finished_is_not_trained_again_and_is_shared(
     trimming = Arms.read(folder / "trimming.toml", folder / "runs")
     trimming.train()
     assert steps == 8
+    more = folder / "more.toml"
+    more.write_text(ROUTER.replace("problems = 4", "problems = 5"), encoding="utf-8")
+    Arms.read(more, folder / "runs").train()
+    assert [run.asked for runs in Arms.read(more, folder / "runs").measured().values() for run in runs] == [5, 5]
+    Arms.read(folder / "router.toml", folder / "runs").train()
+    assert steps == 8, "other problems are asked without training again"
     assert [len(runs) for runs in trimming.measured().values()] == [1, 1]
 
 
@@ -284,7 +290,7 @@ def test_options_of_a_single_run_are_refused_with_arms(trained: tuple[Path, list
 
 def made(seed: int, **figures: float) -> Measured:
     curve = [(step, 0.5 + 0.04 * step) for step in range(1, 13)]
-    return Measured(seed, 1000, 900, 12, 60.0, "abc", figures, curve, {"code": [(12, 1.0)]})
+    return Measured(seed, 1000, 900, 12, 60.0, "abc", 4, figures, curve, {"code": [(12, 1.0)]})
 
 
 def results(code: Callable[[int], float], seeds: int = 3) -> dict[str, list[Measured]]:

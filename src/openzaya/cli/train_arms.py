@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from openzaya.cli.exits import InputError, say
 from openzaya.cli.figures import duration
@@ -48,7 +48,7 @@ def _show_plan(arms: Arms, *, as_json: bool) -> None:
     from openzaya.train.arms import changed
 
     measured = arms.measured()
-    plan = {
+    plan: dict[str, dict[str, Any]] = {
         arm: {
             "changes": list(changed(changes)),
             "runs": len(arms.recipe.seeds),

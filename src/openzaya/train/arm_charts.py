@@ -33,10 +33,11 @@ text { fill: var(--text); } .quiet { fill: var(--quiet); font-size: 12px; } .tit
 def chart(title: str, results: Results, figures: Sequence[str]) -> str:
     """The SVG file: a panel for each figure that some run has, and one of load entropy where a figure is about it."""
     known = [name for name in figures if any(spread(runs, name) for runs in results.values())]
-    panels = [_Dots(results, name) for name in known]
-    curves = [_Curves(results)] if any(name.startswith(("entropy", "steps_to")) for name in known) else []
+    panels: list[_Dots | _Curves] = [_Dots(results, name) for name in known]
+    if any(name.startswith(("entropy", "steps_to")) for name in known):
+        panels.append(_Curves(results))
     drawn, top = [], 0.0
-    for panel in (*panels, *curves):
+    for panel in panels:
         drawn.append(f'<g transform="translate(0 {top:g})">{"".join(panel.parts())}</g>')
         top += panel.height
     return (

@@ -151,7 +151,8 @@ class Arms:
 
     def _is_finished(self, run: ArmRun) -> bool:
         """Whether a run is trained and measured; raises ValueError where it had another recipe."""
-        if read_measured(run.folder) is None:
+        found = read_measured(run.folder)
+        if found is None or found.asked != self.recipe.problems:
             return False
         if (run.folder / "recipe.toml").read_text(encoding="utf-8") != run.text:
             raise ValueError(f"{run.folder} holds a run of another recipe; give another folder or remove this one")

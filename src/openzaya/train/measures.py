@@ -79,6 +79,8 @@ class Measured:
     seconds: float
     """Of training, beside whatever else the machine did."""
     commit: str
+    asked: int
+    """Problems that it was asked."""
     figures: dict[str, float]
     load_entropy: list[tuple[int, float]]
     """Step and mean over layers, of every step that the log has."""
@@ -121,6 +123,7 @@ def measure(run: Run, problems: int) -> Measured:
         steps=progress.step,
         seconds=round(progress.seconds, 1),
         commit=commit(),
+        asked=problems,
         figures={name: float(value) for name, value in figures.items()},
         load_entropy=[(step, round(value, 5)) for step, value in entropies],
         held_out={
@@ -202,7 +205,8 @@ def _by_length(examples: Sequence[Example], most: int = 8192) -> Iterator[Batch]
 
 def held_out_problems(mixture: Mixture, count: int) -> list[Problem]:
     """Held-out problems of a mixture, the same for every run."""
-    draw, found = Random("ablation problems"), []
+    draw = Random("ablation problems")
+    found: list[Problem] = []
     while len(found) < count:
         name = draw.choices(list(mixture), [share.weight for share in mixture.values()])[0]
         seed, difficulty = draw.getrandbits(48), draw.randint(*mixture[name].difficulty)
