@@ -64,7 +64,12 @@ def train(
         ),
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print any of these as one JSON object.", rich_help_panel=_PLANS)
+        bool,
+        typer.Option(
+            "--json",
+            help="Print any of these, or the results of an ablation, as one JSON object.",
+            rich_help_panel=_PLANS,
+        ),
     ] = False,
 ) -> None:
     """Train a model by a recipe.

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -179,7 +179,7 @@ class Arms:
                 self.report(f"{run.name}: {report}")
             elif time.monotonic() - self._told > _TOLD_SECONDS:
                 self._told = time.monotonic()
-                self.report(report)
+                self.report(replace(report, phase=run.name))
 
         return tell
 
