@@ -8,68 +8,48 @@ T tokens, B batch, S sequence, D hidden, E experts, K key-value heads, G query h
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
 from openzaya.model.attention import CCAProjection
 from openzaya.model.cache import Cache
-from openzaya.model.decoder import Block, Trunk, ZayaForCausalLM
+from openzaya.model.decoder import Block, ZayaForCausalLM
 from openzaya.model.placement import Placement
-from openzaya.model.residual import ResidualScaling
 from openzaya.model.router import Router
-from openzaya.train.config import AblationRecipe
+from openzaya.train.ablation_recipe import AblationRecipe
 
 
-def exchange_parts(model: ZayaForCausalLM, ablation: AblationRecipe) -> None:
-    """Put other modules in the place of those that cannot be held; initialise `model` afterwards."""
+def leave_out(model: ZayaForCausalLM, ablation: AblationRecipe) -> None:
+    """Exchange what cannot be held, and stop the learning of what is; what `model` holds is put into it afterwards."""
     for module in model.modules():
         if ablation.router == "linear" and isinstance(module, Router):
             _make_linear(module, model.config.hidden_size, model.config.num_experts)
-    if ablation.qk_mean and ablation.value_shift:
-        return
-    for block in model.model.layers:
+    for block in model.model.layers if not (ablation.qk_mean and ablation.value_shift) else ():
         assert isinstance(block, Block)
         whole = block.self_attn.qkv_proj
         part = PartialProjection(model.config, whole.layer, whole.numerics)
         part.qk_mean, part.value_shift = ablation.qk_mean, ablation.value_shift
         block.self_attn.qkv_proj = part
+    for name, parameter in model.named_parameters():
+        if ablation.holds(name):
+            parameter.requires_grad_(False)
 
 
-def hold_parts(model: ZayaForCausalLM, ablation: AblationRecipe) -> None:
-    """Set parts of an initialised `model` to what does nothing, and stop their learning."""
-    for parameter in _held(model, ablation):
-        parameter.requires_grad_(False)
+def held_value(name: str, value: Tensor, ablation: AblationRecipe) -> Tensor:
+    """What a tensor starts from that would start from `value`: where it is held, what does nothing.
 
-
-def _held(model: ZayaForCausalLM, ablation: AblationRecipe) -> Iterator[nn.Parameter]:
-    for module in model.modules():
-        match module:
-            case Router() if not ablation.depth_averaging and module.router_states_scale is not None:
-                nn.init.zeros_(module.router_states_scale)
-                yield module.router_states_scale
-            case ResidualScaling() if not ablation.residual_scaling:
-                yield from module.parameters()
-            case Trunk() if not ablation.residual_scaling:
-                yield module.input_hidden_states_scale
-                yield module.input_hidden_states_bias
-            case CCAProjection():
-                if ablation.convolutions < 2:
-                    yield from _passing_on(module.conv_qk_grouped)
-                if ablation.convolutions < 1:
-                    yield from _passing_on(module.conv_qk_depthwise)
-
-
-@torch.no_grad()
-def _passing_on(convolution: nn.Conv1d) -> Iterator[nn.Parameter]:
-    """Make a causal convolution give back the token that it is at; its parameters."""
-    outputs, inputs, _taps = convolution.weight.shape
-    convolution.weight.zero_()
-    convolution.weight[:, :, -1] = torch.eye(inputs).repeat(outputs // inputs, 1)
-    assert convolution.bias is not None
-    convolution.bias.zero_()
-    yield from convolution.parameters()
+    Depth averaging is a scale of 0, a convolution gives back the token that it is at, and residual scaling stays as it
+    is.
+    """
+    if not ablation.holds(name):
+        return value
+    if "conv_qk_" not in name:
+        return torch.zeros_like(value) if "router_states_scale" in name else value
+    found = torch.zeros_like(value)
+    if name.endswith(".weight"):
+        outputs, inputs, _taps = value.shape
+        found[:, :, -1] = torch.eye(inputs, dtype=value.dtype, device=value.device).repeat(outputs // inputs, 1)
+    return found
 
 
 # ---- modules in place of others ----
