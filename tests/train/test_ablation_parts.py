@@ -12,8 +12,8 @@ from openzaya.model.attention import CCAProjection
 from openzaya.model.decoder import ZayaForCausalLM
 from openzaya.model.initialise import initialise
 from openzaya.model.placement import place
-from openzaya.train.ablation import PartialProjection, leave_out
-from openzaya.train.ablation_recipe import AblationRecipe
+from openzaya.train.ablation import PartialProjection, exchange_parts
+from openzaya.train.config import AblationRecipe
 from openzaya.train.learner import Learner
 from train_shapes import SHAPE, random_batch, recipe
 
@@ -57,7 +57,7 @@ def projections(**parts: bool) -> tuple[PartialProjection, CCAProjection]:
     model = initialise(ZayaForCausalLM(SHAPE))
     whole = stirred(model.model.layers[1].self_attn.qkv_proj)
     other = ZayaForCausalLM(SHAPE)
-    leave_out(other, AblationRecipe(**{"qk_mean": False, **parts}))
+    exchange_parts(other, AblationRecipe(**{"qk_mean": False, **parts}))
     part = other.model.layers[1].self_attn.qkv_proj
     assert isinstance(part, PartialProjection)
     part.qk_mean = parts.get("qk_mean", True)

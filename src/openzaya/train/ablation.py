@@ -8,48 +8,74 @@ T tokens, B batch, S sequence, D hidden, E experts, K key-value heads, G query h
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from openzaya.model.attention import CCAProjection
 from openzaya.model.cache import Cache
-from openzaya.model.decoder import Block, ZayaForCausalLM
+from openzaya.model.decoder import Block, Trunk, ZayaForCausalLM
 from openzaya.model.placement import Placement
+from openzaya.model.residual import ResidualScaling
 from openzaya.model.router import Router
-from openzaya.train.ablation_recipe import AblationRecipe
+from openzaya.train.config import AblationRecipe
 
 
-def leave_out(model: ZayaForCausalLM, ablation: AblationRecipe) -> None:
-    """Exchange what cannot be held, and stop the learning of what is; what `model` holds is put into it afterwards."""
+def exchange_parts(model: ZayaForCausalLM, ablation: AblationRecipe) -> None:
+    """Put other modules in the place of those that cannot be held; initialise `model` afterwards."""
     for module in model.modules():
         if ablation.router == "linear" and isinstance(module, Router):
             _make_linear(module, model.config.hidden_size, model.config.num_experts)
-    for block in model.model.layers if not (ablation.qk_mean and ablation.value_shift) else ():
+    if ablation.qk_mean and ablation.value_shift:
+        return
+    for block in model.model.layers:
         assert isinstance(block, Block)
         whole = block.self_attn.qkv_proj
         part = PartialProjection(model.config, whole.layer, whole.numerics)
         part.qk_mean, part.value_shift = ablation.qk_mean, ablation.value_shift
         block.self_attn.qkv_proj = part
-    for name, parameter in model.named_parameters():
-        if ablation.holds(name):
-            parameter.requires_grad_(False)
 
 
-def held_value(name: str, value: Tensor, ablation: AblationRecipe) -> Tensor:
-    """What a tensor starts from that would start from `value`: where it is held, what does nothing.
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A parameter that does not learn."""
 
-    Depth averaging is a scale of 0, a convolution gives back the token that it is at, and residual scaling stays as it
-    is.
-    """
-    if not ablation.holds(name):
-        return value
-    if "conv_qk_" not in name:
-        return torch.zeros_like(value) if "router_states_scale" in name else value
-    found = torch.zeros_like(value)
-    if name.endswith(".weight"):
-        outputs, inputs, _taps = value.shape
-        found[:, :, -1] = torch.eye(inputs, dtype=value.dtype, device=value.device).repeat(outputs // inputs, 1)
-    return found
+    name: str
+    parameter: Tensor
+    value: Tensor | None
+    """What does nothing; None where that is what it starts with."""
+
+
+def held_parts(model: ZayaForCausalLM, ablation: AblationRecipe) -> Iterator[Held]:
+    """Parameters of `model`, which may be on the meta device, that stay where the parts left out do nothing."""
+    for place, module in model.named_modules():
+        match module:
+            case Router() if not ablation.depth_averaging and module.router_states_scale is not None:
+                scale = module.router_states_scale
+                yield Held(f"{place}.router_states_scale", scale, torch.zeros(scale.shape))
+            case ResidualScaling() if not ablation.residual_scaling:
+                for name, parameter in module.named_parameters():
+                    yield Held(f"{place}.{name}", parameter, None)
+            case Trunk() if not ablation.residual_scaling:
+                for name in ("input_hidden_states_scale", "input_hidden_states_bias"):
+                    yield Held(f"{place}.{name}", getattr(module, name), None)
+            case CCAProjection():
+                if ablation.convolutions < 2:
+                    yield from _passing_on(f"{place}.conv_qk_grouped", module.conv_qk_grouped)
+                if ablation.convolutions < 1:
+                    yield from _passing_on(f"{place}.conv_qk_depthwise", module.conv_qk_depthwise)
+
+
+def _passing_on(place: str, convolution: nn.Conv1d) -> Iterator[Held]:
+    """A causal convolution that gives back the token that it is at."""
+    outputs, inputs, taps = convolution.weight.shape
+    weight = torch.zeros(outputs, inputs, taps)
+    weight[:, :, -1] = torch.eye(inputs).repeat(outputs // inputs, 1)
+    yield Held(f"{place}.weight", convolution.weight, weight)
+    assert convolution.bias is not None
+    yield Held(f"{place}.bias", convolution.bias, torch.zeros(outputs))
 
 
 # ---- modules in place of others ----

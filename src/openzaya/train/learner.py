@@ -15,11 +15,10 @@ from openzaya.model.checkpoint import Unfilled
 from openzaya.model.config import ZayaConfig
 from openzaya.model.decoder import ZayaForCausalLM
 from openzaya.model.router import Routing
-from openzaya.train.ablation import leave_out
-from openzaya.train.ablation_recipe import AblationRecipe
+from openzaya.train.ablation import exchange_parts
 from openzaya.train.balancing import AuxiliaryLoss, Balancer
 from openzaya.train.beginning import starting_model
-from openzaya.train.config import PhaseRecipe, TrainConfig
+from openzaya.train.config import AblationRecipe, PhaseRecipe, TrainConfig
 from openzaya.train.lora import merged_weights
 from openzaya.train.loss import linear_cross_entropy
 from openzaya.train.muon import MuonAdamW
@@ -146,7 +145,7 @@ class Learner:
         """A model such as `model` was before adapters, with nothing in it."""
         with Unfilled(torch.float32, torch.device("cpu")):
             copy = ZayaForCausalLM(self.model.config, self.model.numerics)
-            leave_out(copy, self.ablation)
+            exchange_parts(copy, self.ablation)
         return copy.eval()
 
     @torch.no_grad()

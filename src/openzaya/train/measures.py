@@ -114,8 +114,9 @@ def measure(run: Run, problems: int) -> Measured:
             shards = Shards.open(Path(run.config.shards or run.folder / "corpora") / name)
             figures |= part_losses(learner, shards, phase.row, run.config.held_out.tokens)
         if run.config.mixture:
-            asked, model = held_out_problems(run.config.mixture, problems), learner.master_model()
-            assert model is not None, "one process has all of it"
+            asked = held_out_problems(run.config.mixture, problems)
+            model = learner.master_model()
+            assert model is not None, "a learner of its own has the whole model"
             figures |= solved_figures(model, asked, run, phase.row)
     measured = Measured(
         seed=run.config.seed,
