@@ -13,7 +13,7 @@ from openzaya.model.decoder import ZayaForCausalLM
 from openzaya.model.initialise import initialise
 from openzaya.model.placement import place
 from openzaya.train.ablation import PartialProjection, exchange_parts
-from openzaya.train.config import AblationRecipe
+from openzaya.train.ablation_recipe import AblationRecipe
 from openzaya.train.learner import Learner
 from train_shapes import SHAPE, random_batch, recipe
 

@@ -20,7 +20,7 @@ from openzaya.model.decoder import Block, Trunk, ZayaForCausalLM
 from openzaya.model.placement import Placement
 from openzaya.model.residual import ResidualScaling
 from openzaya.model.router import Router
-from openzaya.train.config import AblationRecipe
+from openzaya.train.ablation_recipe import AblationRecipe
 
 
 def exchange_parts(model: ZayaForCausalLM, ablation: AblationRecipe) -> None:

@@ -16,9 +16,10 @@ from openzaya.model.config import ZayaConfig
 from openzaya.model.decoder import ZayaForCausalLM
 from openzaya.model.router import Routing
 from openzaya.train.ablation import exchange_parts
+from openzaya.train.ablation_recipe import AblationRecipe
 from openzaya.train.balancing import AuxiliaryLoss, Balancer
 from openzaya.train.beginning import starting_model
-from openzaya.train.config import AblationRecipe, PhaseRecipe, TrainConfig
+from openzaya.train.config import PhaseRecipe, TrainConfig
 from openzaya.train.lora import merged_weights
 from openzaya.train.loss import linear_cross_entropy
 from openzaya.train.muon import MuonAdamW
