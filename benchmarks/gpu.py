@@ -138,22 +138,23 @@ class CCAStage:
         made = {"device": device, "dtype": torch.bfloat16, "requires_grad": True}
         self.parts = [torch.randn(rows, ROW, width, **made) for width in widths]
         self.module.qkv_proj._project = lambda _x: self.parts
+        self.learned = [each for name, each in self.module.named_parameters() if "conv" in name or "temp" in name]
         documents = (torch.rand(rows, ROW, device=device) < 1 / 400).cumsum(1)
         self.placement = place(config, torch.zeros_like(documents), None, documents, None)
         self.gradients = [torch.randn_like(output) for output in self.run(False, backward=False)]
 
     def run(self, kernels: bool, backward: bool) -> Any:
-        from openzaya.model import attention
+        from openzaya.model import kernels as dispatch
 
-        usual, attention.has_kernels = attention.has_kernels, lambda _x: kernels
+        usual, dispatch.has_kernels = dispatch.has_kernels, lambda _x: kernels
         try:
             outputs = self.module._queries_keys_values(self.parts[0], self.placement, None)
         finally:
-            attention.has_kernels = usual
+            dispatch.has_kernels = usual
         if backward:
             import torch
 
-            torch.autograd.backward(outputs, self.gradients)
+            torch.autograd.grad(outputs, [*self.parts, *self.learned], self.gradients)
         return outputs
 
     def milliseconds(self, kernels: bool, backward: bool) -> float:

@@ -28,7 +28,7 @@ def test_two_ranks_with_kernels_take_the_steps_of_one_without(axis: str) -> None
 def _train_with_kernels(shape: training.ZayaConfig, degrees: Degrees) -> tuple[training.Result | None, int]:
     # Read when Triton is imported, which is below.
     os.environ["TRITON_INTERPRET"] = "1"
-    from openzaya.model import attention, cca_gradients
+    from openzaya.model import cca_gradients, kernels
 
     calls, backward = [], cca_gradients._to_columns
 
@@ -37,5 +37,5 @@ def _train_with_kernels(shape: training.ZayaConfig, degrees: Degrees) -> tuple[t
         return backward(*arguments)
 
     cca_gradients._to_columns = counted
-    attention.has_kernels = lambda _x: True
+    kernels.has_kernels = lambda _x: True
     return training.train_sharded(shape, degrees, steps=1, optimizer=NO_CLIP), len(calls)

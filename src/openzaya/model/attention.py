@@ -9,12 +9,11 @@ channels, Z = (H + K) * C convolution channels, P earlier columns, T keys (earli
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openzaya.model import kernels
 from openzaya.model.cache import Cache
 from openzaya.model.config import ZayaConfig
 from openzaya.model.numerics import Numerics
@@ -203,17 +202,12 @@ class Attention(nn.Module):
         self, x_BSD: Tensor, placement: Placement, cache: Cache | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         rotary, norm = placement.rotary[self.layer_type], self.qk_norm
-        if has_kernels(x_BSD):
+        if kernels.has_kernels(x_BSD):
             epsilon = norm.epsilon(x_BSD.dtype)
             return self.qkv_proj.fused(x_BSD, placement, cache, rotary, norm.temp, epsilon)
         q_BSHC, k_BSKC, v_BSKC = self.qkv_proj(x_BSD, placement, cache)
         q_BSHC, k_BSKC = norm(q_BSHC, k_BSKC)
         return rotate(q_BSHC, *rotary).to(v_BSKC.dtype), rotate(k_BSKC, *rotary).to(v_BSKC.dtype), v_BSKC
-
-
-def has_kernels(x: Tensor) -> bool:
-    """Whether what lies between projections and attention is computed by `cca_kernel`: on a GPU that has Triton."""
-    return x.device.type == "cuda" and x.dtype != torch.float64 and importlib.util.find_spec("triton") is not None
 
 
 def rotate(x_BSHC: Tensor, cosine_BSR: Tensor, sine_BSR: Tensor) -> Tensor:

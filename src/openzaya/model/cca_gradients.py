@@ -30,6 +30,7 @@ from openzaya.model.cca_kernel import (
     earlier_column,
     launch_forward,
     length_scale,
+    matrix_of,
     mean_of,
     mixed,
     of_head,
@@ -59,48 +60,52 @@ def kernel_queries_keys_values(
     columns (B, P, Z) and delayed value (B, V) of what came before, zero where nothing did. `resets_BS` is the place in
     a document. `rotary` has cosine and sine (B, S, R), equal in both halves of R. Lengths below `epsilon` count as it.
     """
+    q_BSQ, k_BSK, *halves = parts
+    columns_BPZ, before_BV = before or (None, None)
     first, second = convolutions
-    values: tuple[Tensor, Tensor, Tensor] = FusedCCA.apply(
-        *parts, *(before or (None, None)), resets_BS, *rotary, first.weight, first.bias, second.weight, second.bias,
-        temperature_K, epsilon,
+    mixed: tuple[Tensor, Tensor, Tensor] = FusedCCA.apply(
+        *halves, before_BV, epsilon, q_BSQ, k_BSK, columns_BPZ, resets_BS, *rotary, first.weight, first.bias,
+        second.weight, second.bias, temperature_K,
     )  # fmt: skip
-    return values
+    return mixed
 
 
 class FusedCCA(torch.autograd.Function):
-    """Its inputs are those of `Inputs.of`, in that order."""
+    """From the fifth on its inputs are the tensors of `Inputs.of`, in that order."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        *tensors, ctx.epsilon = inputs
+    def forward(
+        ctx: Any, current_BSV: Tensor, delayed_BSV: Tensor, before_BV: Tensor | None, epsilon: float, *tensors: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.epsilon = epsilon
+        # The values are not needed again.
         ctx.save_for_backward(*tensors)
-        return launch_forward(Inputs.of(*inputs))
+        return launch_forward(Inputs.of(epsilon, *tensors), current_BSV, delayed_BSV, before_BV)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, wanted = Inputs.of(*ctx.saved_tensors, epsilon=ctx.epsilon), ctx.needs_input_grad
+        inputs = Inputs.of(ctx.epsilon, *ctx.saved_tensors)
+        _current, _delayed, before, _epsilon, *wanted = ctx.needs_input_grad
         q_BSHC, k_BSKC, v_BSKC = (gradient.contiguous() for gradient in gradients)
         mixed_TZ, temperature_K = _through_norm(inputs, q_BSHC, k_BSKC)
-        columns_BPZ = torch.empty_like(inputs.columns_BPZ) if inputs.columns_BPZ is not None and wanted[4] else None
+        columns_BPZ = torch.empty_like(inputs.columns_BPZ) if inputs.columns_BPZ is not None and wanted[2] else None
         q_BSQ, k_BSK, delayed_BSV = _to_columns(inputs, mixed_TZ, v_BSKC, columns_BPZ)
         current_BSV, previous_BSV = v_BSKC.flatten(2).chunk(2, dim=-1)
-        before_BV = None
-        if inputs.before_BV is not None and wanted[5]:
-            before_BV = previous_BSV[:, 0]
-            if inputs.resets_BS is not None:
-                before_BV = before_BV * (inputs.resets_BS[:, :1] > 0)
-        weights = _to_weights(inputs, mixed_TZ) if any(wanted[9:13]) else (None,) * 4
+        before_BV = previous_BSV[:, 0] if before else None
+        if before_BV is not None and inputs.resets_BS is not None:
+            before_BV = before_BV * (inputs.resets_BS[:, :1] > 0)
+        weights = _to_weights(inputs, mixed_TZ) if any(wanted[6:10]) else (None,) * 4
         return (
-            q_BSQ, k_BSK, current_BSV, delayed_BSV, columns_BPZ, before_BV, None, None, None, *weights,
-            temperature_K, None,
+            current_BSV, delayed_BSV, before_BV, None, q_BSQ, k_BSK, columns_BPZ, None, None, None, *weights,
+            temperature_K,
         )  # fmt: skip
 
 
 def _through_norm(inputs: Inputs, q_BSHC: Tensor, k_BSKC: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of x (T, Z) and of the temperatures, from those of queries and keys."""
     sizes, tile, tokens = inputs.sizes, inputs.tile, inputs.tokens
-    q, k, *_values = inputs.parts
+    q, k = inputs.q, inputs.k
     tiles = triton.cdiv(tokens, tile["TILE_TOKENS"])
     mixed_TZ = q.new_empty(tokens, q.shape[1] + k.shape[1])
     temperature = q.new_zeros(tiles, sizes["KEY_HEADS"], dtype=torch.float32)
@@ -119,9 +124,9 @@ def _to_columns(
     inputs: Inputs, mixed_TZ: Tensor, v_BSKC: Tensor, columns_BPZ: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of queries, keys and delayed values; into `columns`, those of the columns before."""
-    q, k, _current, delayed = inputs.parts
-    sizes, tile, shape = inputs.sizes, inputs.tile, (inputs.batch, inputs.length)
-    q_BSQ, k_BSK, delayed_BSV = (part.new_empty(*shape, part.shape[1]) for part in (q, k, delayed))
+    q, k, sizes, tile = inputs.q, inputs.k, inputs.sizes, inputs.tile
+    widths = q.shape[1], k.shape[1], k.shape[1] // 2
+    q_BSQ, k_BSK, delayed_BSV = (q.new_empty(inputs.batch, inputs.length, width) for width in widths)
     places = inputs.batch * (inputs.length + (0 if columns_BPZ is None else columns_BPZ.shape[1]))
     if inputs.tokens:
         heads = sizes["HEADS"] + sizes["KEY_HEADS"]
@@ -138,18 +143,19 @@ def _to_columns(
 
 def _to_weights(inputs: Inputs, mixed_TZ: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of weight and bias of both convolutions."""
-    (q, k, *_values), sizes, tokens = inputs.parts, inputs.sizes, inputs.tokens
+    q, k, sizes, tokens = inputs.q, inputs.k, inputs.sizes, inputs.tokens
     channels, taps0, taps1 = sizes["CHANNELS"], sizes["TAPS0"], sizes["TAPS1"]
     heads, backs = mixed_TZ.shape[1] // channels, taps0 + taps1 - 1
     parts = min(_PARTS, triton.cdiv(tokens, _LEAST_PART))
-    products = mixed_TZ.new_zeros(parts, heads, backs, channels, channels, dtype=torch.float32)
-    sums = mixed_TZ.new_zeros(parts, heads, channels, dtype=torch.float32)
+    products = mixed_TZ.new_empty(parts, heads, backs, channels, channels, dtype=torch.float32)
+    sums = mixed_TZ.new_empty(parts, heads, channels, dtype=torch.float32)
     if tokens:
         launch: Any = _products[heads * backs, parts]
         with torch.cuda.device_of(q):
             launch(
                 q, k, inputs.columns_BPZ, inputs.resets_BS, mixed_TZ, products, sums, tokens, inputs.length,
-                q.stride(0), k.stride(0), triton.cdiv(tokens, parts), **_without(sizes, "TURNED", "PAIRS_FILLED"),
+                q.stride(0), k.stride(0), triton.cdiv(tokens, parts),
+                **_without(sizes, "TURNED", "PAIRS_FILLED", "TAPS_LAST"),
                 TILE_TOKENS=inputs.tile["TILE_TOKENS"], CHANNELS_FILLED=2 * sizes["PAIRS_FILLED"], **inputs.options,
             )  # fmt: skip
     return _weight_gradients(inputs.weights, products.sum(0), sums.sum(0), taps0)
@@ -186,7 +192,8 @@ def _norm_gradient(
     q, k, before, resets, cosine, sine, depthwise, depthwise_bias, grouped, grouped_bias, temperature,
     q_gradient, k_gradient, mixed_gradient, temperature_gradient, tokens, length, q_row, k_row, epsilon,
     HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, CHANNELS: tl.constexpr, TURNED: tl.constexpr, TAPS0: tl.constexpr,
-    TAPS1: tl.constexpr, PAIRS_FILLED: tl.constexpr, TILE_TOKENS: tl.constexpr, TILE_CHANNELS: tl.constexpr,
+    TAPS1: tl.constexpr, TAPS_LAST: tl.constexpr, PAIRS_FILLED: tl.constexpr, TILE_TOKENS: tl.constexpr,
+    TILE_CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Back through rotation, temperature and norm; x is computed once more."""
     WIDTH: tl.constexpr = (HEADS + KEY_HEADS) * CHANNELS
@@ -198,7 +205,7 @@ def _norm_gradient(
     first_TN, second_TN = mixed(
         q + first * q_row, k + first * k_row, before, depthwise, depthwise_bias, grouped, grouped_bias, q_row, k_row,
         head, token_T, row_T, place_T, seen_T, first_N, second_N,
-        HEADS, KEY_HEADS, CHANNELS, TAPS0, TAPS1, TILE_CHANNELS,
+        HEADS, KEY_HEADS, CHANNELS, TAPS0, TAPS1, TAPS_LAST, TILE_CHANNELS,
     )  # fmt: skip
     start, row = of_head(
         q_gradient + first * HEADS * CHANNELS, k_gradient + first * KEY_HEADS * CHANNELS,
@@ -231,7 +238,8 @@ def _norm_gradient(
 def _column_gradient(
     mixed_gradient, v_gradient, resets, depthwise, grouped, q_gradient, k_gradient, delayed_gradient, before_gradient,
     places, length, HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, CHANNELS: tl.constexpr, TAPS0: tl.constexpr,
-    TAPS1: tl.constexpr, TILE_TOKENS: tl.constexpr, TILE_CHANNELS: tl.constexpr, CHANNELS_FILLED: tl.constexpr,
+    TAPS1: tl.constexpr, TAPS_LAST: tl.constexpr, TILE_TOKENS: tl.constexpr, TILE_CHANNELS: tl.constexpr,
+    CHANNELS_FILLED: tl.constexpr,
 ):  # fmt: skip
     """Back through convolutions, mean and delay. Columns before a row are places of it from -P on."""
     WIDTH: tl.constexpr = (HEADS + KEY_HEADS) * CHANNELS
@@ -266,15 +274,16 @@ def _column_gradient(
             turned_TC = tl.zeros((TILE_TOKENS, CHANNELS_FILLED), tl.float32)
             for back in tl.static_range(TAPS1):
                 sees_T1 = sees(resets, token_T, place_T, inside_T, length, tap + back)[:, None]
-                matrix = grouped + (TAPS1 - 1 - back) * WIDTH * CHANNELS + head * CHANNELS * CHANNELS
                 for begin in range(0, CHANNELS, TILE_CHANNELS):
                     out_O = begin + tl.arange(0, TILE_CHANNELS)
                     gradient_TO = column_of(
                         mixed_gradient + head * CHANNELS, WIDTH, token_T, sees_T1 & (out_O < CHANNELS)[None, :],
                         -(tap + back), out_O,
                     )  # fmt: skip
-                    inside_OC = (out_O < CHANNELS)[:, None] & inside_C[None, :]
-                    matrix_OC = tl.load(matrix + out_O[:, None] * CHANNELS + channel_C[None, :], inside_OC, 0)
+                    matrix_OC = matrix_of(
+                        grouped, TAPS1 - 1 - back, head, out_O[:, None], channel_C[None, :],
+                        HEADS + KEY_HEADS, CHANNELS, TAPS1, TAPS_LAST,
+                    )  # fmt: skip
                     turned_TC = tl.dot(gradient_TO, matrix_OC, turned_TC, input_precision="ieee")
             weight_C = tl.load(depthwise + own_C * TAPS0 + (TAPS0 - 1 - tap), inside_C, 0).to(tl.float32)
             total_TC += turned_TC * weight_C[None, :]

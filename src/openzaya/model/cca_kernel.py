@@ -37,14 +37,17 @@ _LEAST_TILE = 16
 class Inputs:
     """What the kernels read, laid out as they read it, and what they are compiled for."""
 
-    parts: tuple[Tensor, Tensor, Tensor, Tensor]
-    """Queries, keys, current and delayed values; a token may lie any distance from the next."""
+    q: Tensor
+    k: Tensor
+    """(B * S, Q) and (B * S, K * C); a token may lie any distance from the next."""
     columns_BPZ: Tensor | None
-    before_BV: Tensor | None
     resets_BS: Tensor | None
     rotary: tuple[Tensor, Tensor]
     weights: tuple[Tensor, Tensor, Tensor, Tensor]
-    """Weight and bias of both convolutions, the second weight as (taps, Z, C) in the dtype of the columns."""
+    """Weight and bias of both convolutions, the second weight as (taps, Z, C) in the dtype of the columns.
+
+    Where tokens are few that is a view: laying it out anew would move more than the tokens do.
+    """
     temperature_K: Tensor
     epsilon: float
     batch: int
@@ -52,18 +55,20 @@ class Inputs:
 
     @classmethod
     def of(
-        cls, q_BSQ: Tensor, k_BSK: Tensor, current_BSV: Tensor, delayed_BSV: Tensor, columns_BPZ: Tensor | None,
-        before_BV: Tensor | None, resets_BS: Tensor | None, cosine_BSR: Tensor, sine_BSR: Tensor, depthwise: Tensor,
-        depthwise_bias: Tensor, grouped: Tensor, grouped_bias: Tensor, temperature_K: Tensor, epsilon: float,
+        cls, epsilon: float, q_BSQ: Tensor, k_BSK: Tensor, columns_BPZ: Tensor | None, resets_BS: Tensor | None,
+        cosine_BSR: Tensor, sine_BSR: Tensor, depthwise: Tensor, depthwise_bias: Tensor, grouped: Tensor,
+        grouped_bias: Tensor, temperature_K: Tensor,
     ) -> Inputs:  # fmt: skip
-        tokens = [part.flatten(0, 1) for part in (q_BSQ, k_BSK, current_BSV, delayed_BSV)]
-        q, k, current, delayed = (part if part.stride(1) == 1 else part.contiguous() for part in tokens)
+        q, k = side_by_side(q_BSQ), side_by_side(k_BSK)
         channels = grouped.shape[1]
-        arranged = grouped.to(q.dtype).permute(2, 0, 1).contiguous()
+        taps_last = len(q) <= _FEW_TOKENS
+        arranged = grouped.to(q.dtype).contiguous().permute(2, 0, 1)
+        if not taps_last:
+            arranged = arranged.contiguous()
         return cls(
-            (q, k, current, delayed),
+            q,
+            k,
             None if columns_BPZ is None else columns_BPZ.contiguous(),
-            None if before_BV is None else before_BV.contiguous(),
             None if resets_BS is None else resets_BS.contiguous(),
             (cosine_BSR.contiguous(), sine_BSR.contiguous()),
             (depthwise.contiguous(), depthwise_bias, arranged, grouped_bias),
@@ -73,13 +78,14 @@ class Inputs:
             {
                 "HEADS": q.shape[1] // channels, "KEY_HEADS": k.shape[1] // channels, "CHANNELS": channels,
                 "TURNED": cosine_BSR.shape[2], "TAPS0": depthwise.shape[2], "TAPS1": grouped.shape[2],
+                "TAPS_LAST": taps_last,
                 "PAIRS_FILLED": max(_LEAST_TILE, triton.next_power_of_2(triton.cdiv(channels, 2))),
             },
         )  # fmt: skip
 
     @property
     def tokens(self) -> int:
-        return len(self.parts[0])
+        return len(self.q)
 
     @property
     def length(self) -> int:
@@ -87,11 +93,17 @@ class Inputs:
 
     @property
     def tile(self) -> dict[str, int]:
-        return tile_of(self.tokens, self.parts[0].dtype)
+        return tile_of(self.tokens, self.q.dtype)
 
     @property
     def options(self) -> dict[str, int]:
         return options_of(self.tokens)
+
+
+def side_by_side(part_BSW: Tensor) -> Tensor:
+    """(B * S, W), of which the numbers of a token are neighbours; a copy only where that cannot be a view."""
+    part_TW = part_BSW.flatten(0, 1)
+    return part_TW if part_TW.stride(1) == 1 else part_TW.contiguous()
 
 
 def tile_of(tokens: int, dtype: torch.dtype) -> dict[str, int]:
@@ -106,19 +118,23 @@ def options_of(tokens: int) -> dict[str, int]:
     return {"num_warps": 4 if tokens <= _FEW_TOKENS else 8, "num_stages": 1}
 
 
-def launch_forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+def launch_forward(
+    inputs: Inputs, current_BSV: Tensor, delayed_BSV: Tensor, before_BV: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Queries (B, S, H, C), keys and values (B, S, K, C)."""
-    q, sizes, tile = inputs.parts[0], inputs.sizes, inputs.tile
+    q, k, sizes, tile = inputs.q, inputs.k, inputs.sizes, inputs.tile
     heads, key_heads, shape = sizes["HEADS"], sizes["KEY_HEADS"], (inputs.batch, inputs.length)
     q_BSHC = q.new_empty(*shape, heads, sizes["CHANNELS"])
     k_BSKC, v_BSKC = (q.new_empty(*shape, key_heads, sizes["CHANNELS"]) for _ in range(2))
     if inputs.tokens:
+        current, delayed = side_by_side(current_BSV), side_by_side(delayed_BSV)
         launch: Any = _forward[heads + key_heads + 1, triton.cdiv(inputs.tokens, tile["TILE_TOKENS"])]
         with torch.cuda.device_of(q):
             launch(
-                *inputs.parts, inputs.columns_BPZ, inputs.before_BV, inputs.resets_BS, *inputs.rotary,
-                *inputs.weights, inputs.temperature_K, q_BSHC, k_BSKC, v_BSKC, inputs.tokens, inputs.length,
-                *(part.stride(0) for part in inputs.parts), inputs.epsilon, **sizes, **tile, **inputs.options,
+                q, k, current, delayed, inputs.columns_BPZ, None if before_BV is None else before_BV.contiguous(),
+                inputs.resets_BS, *inputs.rotary, *inputs.weights, inputs.temperature_K, q_BSHC, k_BSKC, v_BSKC,
+                inputs.tokens, inputs.length, q.stride(0), k.stride(0), current.stride(0), delayed.stride(0),
+                inputs.epsilon, **sizes, **tile, **inputs.options,
             )  # fmt: skip
     return q_BSHC, k_BSKC, v_BSKC
 
@@ -129,7 +145,8 @@ def _forward(
     depthwise, depthwise_bias, grouped, grouped_bias, temperature, q_out, k_out, v_out,
     tokens, length, q_row, k_row, current_row, delayed_row, epsilon,
     HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, CHANNELS: tl.constexpr, TURNED: tl.constexpr, TAPS0: tl.constexpr,
-    TAPS1: tl.constexpr, PAIRS_FILLED: tl.constexpr, TILE_TOKENS: tl.constexpr, TILE_CHANNELS: tl.constexpr,
+    TAPS1: tl.constexpr, TAPS_LAST: tl.constexpr, PAIRS_FILLED: tl.constexpr, TILE_TOKENS: tl.constexpr,
+    TILE_CHANNELS: tl.constexpr,
 ):  # fmt: skip
     head, first = tl.program_id(0), tl.program_id(1) * TILE_TOKENS
     token_T = tl.arange(0, TILE_TOKENS)
@@ -155,7 +172,7 @@ def _forward(
         first_N, second_N = pairs(CHANNELS, TURNED, PAIRS_FILLED)
         first_TN, second_TN = mixed(
             q, k, before, depthwise, depthwise_bias, grouped, grouped_bias, q_row, k_row, head, token_T, row_T,
-            place_T, seen_T, first_N, second_N, HEADS, KEY_HEADS, CHANNELS, TAPS0, TAPS1, TILE_CHANNELS,
+            place_T, seen_T, first_N, second_N, HEADS, KEY_HEADS, CHANNELS, TAPS0, TAPS1, TAPS_LAST, TILE_CHANNELS,
         )  # fmt: skip
         scale_T = length_scale(tl.sum(first_TN * first_TN + second_TN * second_TN, 1), epsilon, CHANNELS)
         scale_T *= tl.load(temperature + head - HEADS, head >= HEADS, 1).to(tl.float32)
@@ -256,7 +273,7 @@ def earlier_column(
 def mixed(
     q, k, before, depthwise, depthwise_bias, grouped, grouped_bias, q_row, k_row, head, token_T, row_T, place_T,
     seen_T, first_N, second_N, HEADS: tl.constexpr, KEY_HEADS: tl.constexpr, CHANNELS: tl.constexpr,
-    TAPS0: tl.constexpr, TAPS1: tl.constexpr, TILE_CHANNELS: tl.constexpr,
+    TAPS0: tl.constexpr, TAPS1: tl.constexpr, TAPS_LAST: tl.constexpr, TILE_CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """x of one head: its first channels (T, N) and its second ones, float32."""
     WIDTH: tl.constexpr = (HEADS + KEY_HEADS) * CHANNELS
@@ -280,18 +297,31 @@ def mixed(
                 weight_C = tl.load(depthwise + own_C * TAPS0 + (TAPS0 - 1 - tap), inside_C, 0).to(tl.float32)
                 first_sum_TC += column_TC.to(tl.float32) * weight_C[None, :]
             seen_TC = first_sum_TC.to(grouped.dtype.element_ty)
-            matrix_C1 = (
-                grouped + (TAPS1 - 1 - back) * WIDTH * CHANNELS + head * CHANNELS * CHANNELS + channel_C[:, None]
-            )
-            matrix_CN = tl.load(
-                matrix_C1 + first_N[None, :] * CHANNELS, inside_C[:, None] & (first_N < CHANNELS)[None, :], 0
-            )
+            matrix_CN = matrix_of(
+                grouped, TAPS1 - 1 - back, head, first_N[None, :], channel_C[:, None],
+                HEADS + KEY_HEADS, CHANNELS, TAPS1, TAPS_LAST,
+            )  # fmt: skip
             first_TN = tl.dot(seen_TC, matrix_CN, first_TN, input_precision="ieee")
-            matrix_CN = tl.load(
-                matrix_C1 + second_N[None, :] * CHANNELS, inside_C[:, None] & (second_N < CHANNELS)[None, :], 0
-            )
+            matrix_CN = matrix_of(
+                grouped, TAPS1 - 1 - back, head, second_N[None, :], channel_C[:, None],
+                HEADS + KEY_HEADS, CHANNELS, TAPS1, TAPS_LAST,
+            )  # fmt: skip
             second_TN = tl.dot(seen_TC, matrix_CN, second_TN, input_precision="ieee")
     return first_TN, second_TN
+
+
+@triton.jit
+def matrix_of(
+    grouped, tap, head, out_O, in_I,
+    ALL_HEADS: tl.constexpr, CHANNELS: tl.constexpr, TAPS1: tl.constexpr, TAPS_LAST: tl.constexpr,
+):  # fmt: skip
+    """Weights of one head and tap of the second convolution, for channels that lie along two axes."""
+    place_OI = head * CHANNELS * CHANNELS + out_O * CHANNELS + in_I
+    if TAPS_LAST:
+        place_OI = place_OI * TAPS1 + tap
+    else:
+        place_OI += tap * (ALL_HEADS * CHANNELS * CHANNELS)
+    return tl.load(grouped + place_OI, (out_O < CHANNELS) & (in_I < CHANNELS), 0)
 
 
 @triton.jit
