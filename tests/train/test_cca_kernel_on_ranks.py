@@ -1,8 +1,8 @@
-"""The kernels of CCA below FSDP2, context parallelism and recomputation, in Triton's interpreter."""
+"""The kernels that train, below FSDP2, context parallelism and recomputation, in Triton's interpreter."""
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 
 import pytest
 import sharded_training as training
@@ -16,7 +16,10 @@ pytest.importorskip("triton")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("axis", ["data", "context"])
-def test_two_ranks_with_kernels_take_the_steps_of_one_without(axis: str) -> None:
+def test_two_ranks_with_kernels_take_the_steps_of_one_without(axis: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Read when Triton is imported, so the ranks must not come from a process that has it.
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr("rank_pool._SERVER", multiprocessing.get_context("spawn"))
     shape = training.draw_shape(3, cca_time0=2, cca_time1=2, num_hidden_layers=2, layer_types=(), sliding_window=None)
     degrees = Degrees(context=2) if axis == "context" else Degrees()
     with rank_pool(2) as two:
@@ -26,8 +29,6 @@ def test_two_ranks_with_kernels_take_the_steps_of_one_without(axis: str) -> None
 
 
 def _train_with_kernels(shape: training.ZayaConfig, degrees: Degrees) -> tuple[training.Result | None, int]:
-    # Read when Triton is imported, which is below.
-    os.environ["TRITON_INTERPRET"] = "1"
     from openzaya.model import cca_gradients, kernels
 
     calls, backward = [], cca_gradients._to_columns
