@@ -137,7 +137,7 @@ class CCAStage:
         widths = (config.query_size, config.key_value_size, config.key_value_size // 2, config.key_value_size // 2)
         made = {"device": device, "dtype": torch.bfloat16, "requires_grad": True}
         self.parts = [torch.randn(rows, ROW, width, **made) for width in widths]
-        self.module.qkv_proj._project = lambda _x: self.parts
+        self.module.qkv_proj._parts = lambda _x: self.parts
         self.learned = [each for name, each in self.module.named_parameters() if "conv" in name or "temp" in name]
         documents = (torch.rand(rows, ROW, device=device) < 1 / 400).cumsum(1)
         self.placement = place(config, torch.zeros_like(documents), None, documents, None)

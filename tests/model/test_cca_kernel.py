@@ -45,8 +45,8 @@ def draw(draw_config):
         module = Attention(config, 0, HF)
         for parameter in module.parameters():
             torch.nn.init.normal_(parameter, std=0.5)
-        length = length or source.randint(1, 20)
-        starts = torch.rand(ROWS, length) < 0.2
+        length = length or source.randint(9, 20)
+        starts = torch.rand(ROWS, length) < 0.3
         return (
             module.to(DEVICE),
             torch.randn(ROWS, length, config.hidden_size, device=DEVICE),
@@ -188,7 +188,7 @@ def test_columns_from_another_part_of_the_row_are_seen_and_get_their_gradients(s
     for forced in (True, False):
         kernel(False)
         before = first.clone().requires_grad_()
-        q, k, _current, delayed = module.qkv_proj._project(before)
+        q, k, _current, delayed = module.qkv_proj._parts(before)
         past = before.shape[1] - config.convolution_history
         context = Halves(torch.cat([q, k], dim=-1)[:, past:], delayed[:, -1])
         kernel(forced)
@@ -247,6 +247,15 @@ def test_weights_that_do_not_learn_cost_nothing(draw, kernel, monkeypatch):
     kernel(True)
     sum(output.sum() for output in outputs_of(module, x, placed(module.qkv_proj.config, x, None))).backward()
     assert module.qkv_proj.q_proj.weight.grad is not None
+
+
+def test_a_projection_with_a_part_left_out_keeps_the_torch_form(draw, kernel, monkeypatch):
+    module, x, _documents = draw(1, length=4)
+    placement = placed(module.qkv_proj.config, x, None)
+    module.qkv_proj.is_whole = False
+    monkeypatch.setattr(cca_gradients, "kernel_queries_keys_values", lambda *_arguments: pytest.fail("computed"))
+    kernel(True)
+    assert len(outputs_of(module, x, placement)) == 3
 
 
 def test_a_cpu_and_float64_keep_the_torch_form():

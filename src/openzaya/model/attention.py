@@ -23,6 +23,9 @@ from openzaya.model.placement import Placement
 class CCAProjection(nn.Module):
     """Queries, keys and values of compressed convolutional attention, before norm and rotation."""
 
+    is_whole = True
+    """Whether `fused` computes the same; not in a class that leaves something out."""
+
     def __init__(self, config: ZayaConfig, layer: int, numerics: Numerics) -> None:
         super().__init__()
         self.config, self.layer, self.numerics = config, layer, numerics
@@ -40,10 +43,10 @@ class CCAProjection(nn.Module):
 
     def forward(self, x_BSD: Tensor, placement: Placement, cache: Cache | None) -> tuple[Tensor, Tensor, Tensor]:
         config = self.config
-        q_BSQ, k_BSK, current_BSV, delayed_BSV = self._project(x_BSD)
-        q_BSKGC = q_BSQ.unflatten(-1, (config.num_key_value_heads, -1, config.head_dim))
-        k_BSKC = k_BSK.unflatten(-1, (config.num_key_value_heads, config.head_dim))
-        columns_BSZ = torch.cat([q_BSQ, k_BSK], dim=-1)
+        columns_BSZ, current_BSV, delayed_BSV = self._project(x_BSD)
+        q_BSZ, k_BSZ = columns_BSZ.split([config.query_size, config.key_value_size], dim=-1)
+        q_BSKGC = q_BSZ.unflatten(-1, (config.num_key_value_heads, -1, config.head_dim))
+        k_BSKC = k_BSZ.unflatten(-1, (config.num_key_value_heads, config.head_dim))
         columns_BPSZ, previous_BSV = self._after_history(columns_BSZ, delayed_BSV, placement, cache)
 
         mean_q_BSKGC = (self.numerics.up(q_BSKGC) + self.numerics.up(k_BSKC)[:, :, :, None]) * 0.5
@@ -69,7 +72,7 @@ class CCAProjection(nn.Module):
         """Queries, keys and values after norm and rotation, by the kernels for GPUs."""
         from openzaya.model.cca_gradients import kernel_queries_keys_values
 
-        q_BSQ, k_BSK, current_BSV, delayed_BSV = self._project(x_BSD)
+        q_BSQ, k_BSK, current_BSV, delayed_BSV = self._parts(x_BSD)
         before = None
         if placement.context is not None:
             past = x_BSD.shape[1] - self.config.convolution_history
@@ -86,7 +89,18 @@ class CCAProjection(nn.Module):
             cache.update_state(self.layer, torch.cat([q_BSQ, k_BSK], dim=-1), delayed_BSV)
         return mixed
 
-    def _project(self, x_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _project(self, x_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys side by side (B, S, Z), and both halves of the values (B, S, V)."""
+        if self.weight is None:
+            q_BSQ, k_BSK, current_BSV, delayed_BSV = self._parts(x_BSD)
+            return torch.cat([q_BSQ, k_BSK], dim=-1), current_BSV, delayed_BSV
+        half = self.config.key_value_size // 2
+        columns_BSZ, current_BSV, delayed_BSV = F.linear(x_BSD, self.weight).split(
+            [self.config.convolution_channels, half, half], dim=-1
+        )
+        return columns_BSZ, current_BSV, delayed_BSV
+
+    def _parts(self, x_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Queries (B, S, Q), keys (B, S, K * C), and both halves of the values (B, S, V)."""
         if self.weight is None:
             return self.q_proj(x_BSD), self.k_proj(x_BSD), self.v_proj_current(x_BSD), self.v_proj_delayed(x_BSD)
@@ -202,7 +216,7 @@ class Attention(nn.Module):
         self, x_BSD: Tensor, placement: Placement, cache: Cache | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         rotary, norm = placement.rotary[self.layer_type], self.qk_norm
-        if kernels.has_kernels(x_BSD):
+        if self.qkv_proj.is_whole and kernels.has_kernels(x_BSD):
             epsilon = norm.epsilon(x_BSD.dtype)
             return self.qkv_proj.fused(x_BSD, placement, cache, rotary, norm.temp, epsilon)
         q_BSHC, k_BSKC, v_BSKC = self.qkv_proj(x_BSD, placement, cache)

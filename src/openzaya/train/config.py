@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -21,6 +21,7 @@ Positive = Annotated[int, Field(gt=0)]
 Above0 = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Part = Literal["attention", "experts"]
+Recipe = TypeVar("Recipe", bound=BaseModel)
 
 SCRATCH, CHECKPOINT = "scratch", "checkpoint"
 """What a phase may start from besides an earlier phase: random weights, or `model.checkpoint`."""
@@ -64,11 +65,37 @@ class ModelRecipe(_Section):
 
 
 class AblationRecipe(_Section):
-    """Parts of ZAYA1 replaced by what it claims to be better than, for experiments."""
+    """Parts of ZAYA1 left out, or replaced by what they are claimed to be better than, for experiments.
+
+    Parts that do nothing at some value of their parameters are held there and not learned, so such a model is still a
+    ZAYA1. The others change the computation: such a model fits no published layout, and its phases leave their state
+    and no checkpoint folder.
+    """
 
     router: Literal["mlp", "linear"] = "mlp"
-    """"linear": one matrix from the normed stream to the classes, no depth averaging. Such a model fits no published
-    layout: its phases leave their state and no checkpoint folder."""
+    """"linear": one matrix from the normed stream to the classes, no depth averaging."""
+    depth_averaging: bool = True
+    """False: a router sees no state of the one below; its scale is held at 0."""
+    residual_scaling: bool = True
+    """False: scales and biases of the residual stream, the embedding's included, are held where they start."""
+    convolutions: Literal[0, 1, 2] = 2
+    """Of CCA's convolutions those that are learned: both, the depthwise one, or none; the others pass on what they
+    get (CCA paper, table IV)."""
+    qk_mean: bool = True
+    """False: the mean of queries and keys is not added to what the convolutions give."""
+    value_shift: bool = True
+    """False: no value comes from the token before."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AblationRecipe:
+        if self.router == "linear" and not self.depth_averaging:
+            raise ValueError("a linear router has no depth averaging to leave out; remove depth_averaging = false")
+        return self
+
+    @property
+    def fits_layout(self) -> bool:
+        """Whether the model that is left computes as a ZAYA1 does, so that its checkpoints can be written."""
+        return self.router == "mlp" and self.qk_mean and self.value_shift
 
 
 class LoraRecipe(_Section):
@@ -347,8 +374,8 @@ class TrainConfig(_Section):
             raise ValueError(f"tokenizer.corpora names {unread[0]!r}; there are {', '.join(self.corpora) or 'none'}")
         if not (self.mixture or self.tokenizer.corpora or self.tokenizer.folder or self.model.checkpoint):
             raise ValueError("nothing says where the tokenizer comes from; set tokenizer.folder or tokenizer.corpora")
-        if self.ablation.router == "linear" and self.model.checkpoint is not None:
-            raise ValueError("ablation.router 'linear' trains from random weights; model.checkpoint has MLP routers")
+        if self.ablation != AblationRecipe() and self.model.checkpoint is not None:
+            raise ValueError("ablation trains from random weights; model.checkpoint was trained with all of its parts")
         if self.lora is not None and any(self.start_of(phase) == SCRATCH for phase in self.phases):
             raise ValueError("lora adapts a checkpoint; set model.checkpoint, and start no phase from scratch")
         return self
@@ -360,14 +387,23 @@ class TrainConfig(_Section):
 
 def read_train_config(path: str | Path) -> TrainConfig:
     """Read a recipe; raises ValueError naming the file, the key and what is wrong with it."""
+    return checked(TrainConfig, read_toml(path), path)
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """What a file says, before anything of it is checked; raises ValueError where it is no TOML."""
     try:
-        fields = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from None
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not valid TOML ({error})") from None
+
+
+def checked(recipe: type[Recipe], fields: dict[str, Any], path: str | Path) -> Recipe:
+    """A recipe made of the fields of a file; raises ValueError naming the file, the key and what is wrong with it."""
     try:
-        return TrainConfig(**fields)
+        return recipe(**fields)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
