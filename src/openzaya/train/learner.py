@@ -58,7 +58,7 @@ class Learner:
     def create(cls, config: TrainConfig, model_config: ZayaConfig, phase: PhaseRecipe | None = None) -> Learner:
         """The learner of a phase (the first where none is given), before a state is loaded into it."""
         phase = phase or config.phases[0]
-        model = _model(config, phase.shape(model_config))
+        model = starting_model(config, phase.shape(model_config))
         optimizer = MuonAdamW(model.named_parameters(), config.optimizer)
         # The optimizer has copied its float32 masters by now; buffers (the balancing biases) stay float32.
         for parameter in model.parameters():
@@ -141,7 +141,7 @@ class Learner:
         return copy.eval()
 
 
-def _model(config: TrainConfig, shape: ZayaConfig) -> ZayaForCausalLM:
+def starting_model(config: TrainConfig, shape: ZayaConfig) -> ZayaForCausalLM:
     """The model before its first step, in float32 (in the training dtype where only adapters move)."""
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if config.model.checkpoint is None:

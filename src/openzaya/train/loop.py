@@ -56,9 +56,7 @@ class Run:
         if not phases:
             names = ", ".join(phase.name for phase in self.config.phases)
             raise ValueError(f"the phase {only!r} is not in the recipe; it has {names}")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self.world.leader_first(), alone(self.folder):
-            self._guard_recipe()
+        self.claim()
         with torch_threads(self.config.threads):
             for phase in phases:
                 if self.is_finished(phase):
@@ -66,6 +64,12 @@ class Run:
                     self.say(f"{phase.name}: finished before")
                 else:
                     PhaseRun(self, phase).run()
+
+    def claim(self) -> None:
+        """Make the folder this recipe's; raises ValueError where it is another's."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.world.leader_first(), alone(self.folder):
+            self._guard_recipe()
 
     def is_finished(self, phase: PhaseRecipe) -> bool:
         """Whether a phase has left what it leaves."""

@@ -18,7 +18,7 @@ from openzaya.model.router import Routing
 from openzaya.train.balancing import AuxiliaryLoss, Balancer
 from openzaya.train.checkpoints.keep import Stored
 from openzaya.train.config import PhaseRecipe, TrainConfig
-from openzaya.train.learner import Learner, StepFigures, _model
+from openzaya.train.learner import Learner, StepFigures, starting_model
 from openzaya.train.lora import merged_weights
 from openzaya.train.loss import linear_cross_entropy
 from openzaya.train.recompute import checkpoint_blocks
@@ -46,7 +46,7 @@ class ShardedLearner(Learner):
     ) -> ShardedLearner:
         """As `Learner.create`, spread over the ranks of `meshes`."""
         phase = phase or config.phases[0]
-        return cls.around(_model(config, phase.shape(model_config)), config, phase, meshes)
+        return cls.around(starting_model(config, phase.shape(model_config)), config, phase, meshes)
 
     @classmethod
     def around(cls, model: ZayaForCausalLM, config: TrainConfig, phase: PhaseRecipe, meshes: Meshes) -> ShardedLearner:

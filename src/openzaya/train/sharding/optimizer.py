@@ -32,7 +32,7 @@ class ShardedMuonAdamW(MuonAdamW):
         local: dict[str, nn.Parameter] = {}
         for name, parameter in model.named_parameters():
             if isinstance(parameter, DTensor):
-                local[name] = nn.Parameter(_local(parameter), requires_grad=parameter.requires_grad)
+                local[name] = nn.Parameter(local_part(parameter), requires_grad=parameter.requires_grad)
                 self.shards[name] = parameter
             else:
                 local[name] = parameter
@@ -126,14 +126,7 @@ class ShardedMuonAdamW(MuonAdamW):
         return {name: self._placed(name, tensor.detach()) for name, tensor in local.items()}
 
     def _placed(self, name: str, local: Tensor) -> Tensor:
-        if name not in self.shards:
-            return local
-        parameter, meshes = self.shards[name], self.meshes
-        assert meshes.experts is not None
-        if parameter.device_mesh.mesh_dim_names != ("copies",):
-            return _part_of(parameter.shape, local, parameter.device_mesh, list(parameter.placements))
-        whole = torch.Size([parameter.shape[0] * meshes.degrees.experts, *parameter.shape[1:]])
-        return _part_of(whole, local, meshes.experts, [Shard(0), *parameter.placements])
+        return placed(local, self.shards[name], self.meshes) if name in self.shards else local
 
     @torch.no_grad()
     def load_state(self, tensors: Mapping[str, Tensor], step_count: int) -> None:
@@ -145,12 +138,21 @@ class ShardedMuonAdamW(MuonAdamW):
         self.step_count = step_count
 
 
+def placed(local: Tensor, shard: DTensor, meshes: Meshes) -> DTensor:
+    """`local`, this rank's part of something like `shard`, as a part of the whole: all experts of a stack, too."""
+    if shard.device_mesh.mesh_dim_names != ("copies",):
+        return _part_of(shard.shape, local, shard.device_mesh, list(shard.placements))
+    assert meshes.experts is not None
+    whole = torch.Size([shard.shape[0] * meshes.degrees.experts, *shard.shape[1:]])
+    return _part_of(whole, local, meshes.experts, [Shard(0), *shard.placements])
+
+
 def _part_of(whole: torch.Size, local: Tensor, mesh: DeviceMesh, placements: Sequence[Placement]) -> DTensor:
     stride = torch.empty(whole, device="meta").stride()
     return DTensor.from_local(local, mesh, placements, run_check=False, shape=whole, stride=stride)
 
 
-def _local(shard: DTensor) -> Tensor:
+def local_part(shard: DTensor) -> Tensor:
     """This rank's part of `shard`, the same memory."""
     local: Tensor = shard.detach().to_local()  # type: ignore[attr-defined]
     return local
