@@ -19,13 +19,16 @@ import torch
 import openzaya.train.muon as muon
 from openzaya.model.checkpoint import load_model
 from openzaya.train.config import read_train_config
+from openzaya.train.learner import Learner
 from openzaya.train.loop import Run
+from openzaya.train.reading import open_reading
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = ROOT / ".venv-titan"
 ON_CPU = Path(__file__).parent / "titan_on_cpu"
+ENVIRON = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ON_CPU}", "OMP_NUM_THREADS": "1"}
 RECIPE = """
 seed = 3
 threads = 1
@@ -85,6 +88,18 @@ rope_base = 40000.0
 context = 2
 """
 PHASES = ("rows", "experts", "context")
+PARSE = """
+import sys
+from torchtitan.config import ConfigManager
+for options in sys.argv[2:]:
+    try:
+        given = ["--module", "openzaya.train.titan", "--config", "zaya", "--recipe", sys.argv[1], *options.split()]
+        ConfigManager().parse_args(given)
+    except ValueError as error:
+        print(error)
+    else:
+        print("taken")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -106,17 +121,19 @@ def programs() -> Path:
     return ENVIRONMENT / "bin"
 
 
-def titan(programs: Path, folder: Path, phase: str, *options: str, ranks: int = 2) -> str:
-    """Train a phase of the recipe in `folder` with torchtitan; what it said."""
+def launch(programs: Path, folder: Path, phase: str, *options: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
+    """Train a phase of the recipe in `folder` with torchtitan."""
     command = [
         programs / "torchrun", "--standalone", f"--nproc-per-node={ranks}", "-m", "torchtitan.train",
         "--module", "openzaya.train.titan", "--config", "zaya", "--recipe", folder / "recipe.toml", "--phase", phase,
         "--dump_folder", folder / "titan", "--metrics.log_freq", "1", *options,
     ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ON_CPU}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=ENVIRON, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def titan(programs: Path, folder: Path, phase: str, *options: str, ranks: int = 2) -> None:
+    done = launch(programs, folder, phase, *options, ranks=ranks)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    return done.stdout + done.stderr
 
 
 def titan_curves(folder: Path, phase: str) -> dict[str, dict[int, float]]:
@@ -190,3 +207,52 @@ def test_transformers_loads_the_model_that_torchtitan_leaves(folder: Path) -> No
     ours = load_model(folder / "titan" / "context")
     with torch.no_grad():
         torch.testing.assert_close(theirs(ids).logits, ours(ids), rtol=1e-4, atol=1e-4)
+
+
+def test_weights_come_in_and_go_out_in_the_native_layout(programs: Path, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    given = folder / "own" / "context"
+    titan(
+        programs, tmp_path, "rows", "--training.steps", "1", "--checkpoint.initial_load_in_hf",
+        "--checkpoint.initial_load_path", str(given), "--checkpoint.last_save_in_hf",
+        "--checkpoint.last_save_model_only", "--checkpoint.export_dtype", "bfloat16", ranks=1,
+    )  # fmt: skip
+    run = Run(read_train_config(tmp_path / "recipe.toml"), RECIPE, tmp_path / "titan")
+    learner = Learner.create(run.config, run.model_config)
+    learner.model.load_state_dict(load_model(given).state_dict())
+    batches = open_reading(run.config, run.config.phases[0], run.speaker, run.folder, print).source.batches(0)
+    first = titan_curves(tmp_path, "rows")["loss_metrics/global_avg_loss"][1]
+    assert first == pytest.approx(learner.loss_of(batches), rel=1e-5)
+    left = load_model(run.folder / "rows.titan" / "step-1")
+    assert left.config.dtype == "bfloat16"
+    biases = left.model.layers[0].mlp.gate.balancing_biases
+    assert not torch.equal(biases, biases.bfloat16().float())
+
+
+def test_steps_without_a_finite_loss_are_passed_over_and_end_the_launch(programs: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(RECIPE.replace("adamw_rate = 0.02", "adamw_rate = 1e38"))
+    done = launch(programs, tmp_path, "rows", ranks=1)
+    assert done.returncode != 0
+    assert done.stdout.count("is passed over") == 3
+    assert "3 steps in a row" in done.stderr
+
+
+def test_options_that_contradict_the_recipe_are_refused(programs: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    said = {
+        "--training.steps 4": "taken",
+        "--training.steps 7": "--training.steps 7 is more than the 6 of the phase 'rows'",
+        "--training.seq_len 64": "seq_len is 64 and the recipe says 120",
+        "--parallelism.expert_parallel_degree 2": "expert_parallel_degree is 2 and the recipe says 1",
+        "--compile.enable": "compile.enable does nothing for this model",
+        "activation-checkpoint:full": "taken",
+        "activation-checkpoint:selective": "activation_checkpoint does nothing for this model",
+        "--phase nine": "--phase nine is not in",
+        f"--phase experts --dump_folder {tmp_path}": "the phase 'experts' starts from 'rows'",
+    }
+    done = subprocess.run(
+        [programs / "python", "-c", PARSE, tmp_path / "recipe.toml", *said],
+        env=ENVIRON, cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    answers = done.stdout.strip().splitlines()
+    assert [answer[: len(start)] for answer, start in zip(answers, said.values(), strict=True)] == list(said.values())

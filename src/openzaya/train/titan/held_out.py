@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import tyro
 from torch import Tensor, nn
 from torchtitan.components.loss import IGNORE_INDEX
 from torchtitan.components.metrics import MetricsProcessor
@@ -28,7 +29,7 @@ class HeldOutLoss(BaseValidator):
         enable: bool = True
         freq: int = NOT_GIVEN
         """Steps between two; the recipe's where not given, and without either only the end has one."""
-        last: int = NOT_GIVEN
+        last: Annotated[int, tyro.conf.Fixed, tyro.conf.Suppress] = NOT_GIVEN
         assignment: Assigned = None
 
     def __init__(

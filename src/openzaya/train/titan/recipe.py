@@ -113,9 +113,7 @@ def follow(config: Any, assignment: Assignment) -> None:
 def _set(section: Any, option: str, said: float) -> None:
     given = getattr(section, option)
     if given not in (NOT_GIVEN, said):
-        raise ValueError(
-            f"{option} is {given} and the recipe says {said}; change the recipe, which other options follow"
-        )
+        raise ValueError(f"{option} is {given} and the recipe says {said}; change the recipe, which options follow")
     setattr(section, option, said)
 
 
@@ -141,13 +139,10 @@ def _refuse_unknown(config: Any) -> None:
 
 def _keep(config: Any, assignment: Assignment) -> None:
     """This phase has folders of its own for checkpoints and curves, and begins where the phase before it ended."""
-    checkpoint, recipe, run = config.checkpoint, assignment.run.config, assignment.run
+    checkpoint, run = config.checkpoint, assignment.run
     checkpoint.folder = f"{assignment.phase.name}.titan"
     config.metrics.save_tb_folder = f"tb/{assignment.phase.name}"
-    checkpoint.keep_latest_k = max(2, recipe.keep_last)
-    if recipe.save_steps is not None:
-        checkpoint.interval = recipe.save_steps
-    start = recipe.start_of(assignment.phase)
+    start = run.config.start_of(assignment.phase)
     if start in (SCRATCH, CHECKPOINT) or newest_step(run.folder / checkpoint.folder) is not None:
         return
     if checkpoint.initial_load_path is None:
