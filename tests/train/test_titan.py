@@ -89,16 +89,20 @@ context = 2
 """
 PHASES = ("rows", "experts", "context")
 PARSE = """
-import sys
+import contextlib, io, json, sys
 from torchtitan.config import ConfigManager
+answers = []
 for options in sys.argv[2:]:
-    try:
-        given = ["--module", "openzaya.train.titan", "--config", "zaya", "--recipe", sys.argv[1], *options.split()]
-        ConfigManager().parse_args(given)
-    except ValueError as error:
-        print(error)
-    else:
-        print("taken")
+    said = io.StringIO()
+    given = ["--module", "openzaya.train.titan", "--config", "zaya", "--recipe", sys.argv[1], *options.split()]
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        try:
+            ConfigManager().parse_args(given)
+        except SystemExit:
+            answers.append(" ".join(said.getvalue().replace("│", " ").split()))
+        else:
+            answers.append("taken")
+print(json.dumps(answers))
 """
 
 
@@ -254,5 +258,5 @@ def test_options_that_contradict_the_recipe_are_refused(programs: Path, tmp_path
         [programs / "python", "-c", PARSE, tmp_path / "recipe.toml", *said],
         env=ENVIRON, cwd=tmp_path, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    answers = done.stdout.strip().splitlines()
-    assert [answer[: len(start)] for answer, start in zip(answers, said.values(), strict=True)] == list(said.values())
+    answers = json.loads(done.stdout.splitlines()[-1])
+    assert [reason for reason, answer in zip(said.values(), answers, strict=True) if reason not in answer] == []

@@ -30,7 +30,8 @@ class RecipeOptimizers(OptimizersContainer):
         (model,) = model_parts
         assert isinstance(model, TitanZaya)
         assignment: Assignment = config.assignment
-        self.model_parts, self.optimizers = list(model_parts), []
+        self.model_parts = list(model_parts)
+        self.optimizers: list[Any] = []
         self.recipe = assignment.run.config.optimizer
         self.inner = ShardedMuonAdamW(model, self.recipe, assignment.meshes)
         self.balancer: Balancer | None = None
@@ -89,7 +90,8 @@ class RecipeSchedule(LRSchedulersContainer):
             return round(warmup_steps(self.assignment.phase))
 
     def __init__(self, config: Config, *, optimizers: RecipeOptimizers, training_steps: int) -> None:
-        self.phase, self.optimizers, self.schedulers = config.assignment.phase, optimizers, []
+        self.phase, self.optimizers = config.assignment.phase, optimizers
+        self.schedulers: list[Any] = []
         self._go_to(0)
 
     def _go_to(self, step: int) -> None:

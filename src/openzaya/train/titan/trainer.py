@@ -100,7 +100,7 @@ class ZayaTrainer(Trainer):
             totals = dist_utils.dist_sum_tensor(totals.to(self.device), self.parallel_dims.get_mesh("batch"))
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         for inputs, labels in microbatches:
-            on_device = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+            on_device: dict[str, Any] = {name: tensor.to(self.device) for name, tensor in inputs.items()}
             on_device["real_in_step"] = int(totals[1])
             loss += self.forward_backward_step(
                 input_dict=on_device, labels=labels.to(self.device), global_valid_tokens=totals[0]
