@@ -13,6 +13,7 @@ from torch import Tensor
 from openzaya.engine import sampling
 from openzaya.engine.paged import DecodeView, PrefillView
 from openzaya.engine.params import SamplingParams
+from openzaya.engine.sampling import TokenLogprobs
 from openzaya.engine.state import StatePool
 from openzaya.engine.static_step import StaticDecode
 from openzaya.model.decoder import ZayaForCausalLM
@@ -39,7 +40,10 @@ class StepBatch:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Scores of the next tokens, float32: (rows, V) of the decoding rows, and (V) for each chunk that wanted them."""
+    """Scores of the next tokens, float32: (rows, V) of the decoding rows, and (V) for each chunk that wanted them.
+
+    Those of decoding rows may be overwritten by the next step.
+    """
 
     decode_logits: Tensor | None
     chunk_logits: Sequence[Tensor | None]
@@ -56,6 +60,10 @@ class Executor(Protocol):
         self, logits_BV: Tensor, params_B: Sequence[SamplingParams], seeds_B: np.ndarray, places_B: np.ndarray
     ) -> np.ndarray:
         """The tokens that `engine.sampling.sample` gives for the same arguments."""
+        ...
+
+    def logprobs(self, logits_BV: Tensor, tokens_B: np.ndarray, counts_B: Sequence[int]) -> list[TokenLogprobs]:
+        """What `engine.sampling.logprobs` gives for the same arguments."""
         ...
 
 
@@ -85,6 +93,9 @@ class TorchExecutor:
     ) -> np.ndarray:
         draw = sampling.sample if self.static is None else self.static.sample
         return draw(logits_BV, params_B, seeds_B, places_B)
+
+    def logprobs(self, logits_BV: Tensor, tokens_B: np.ndarray, counts_B: Sequence[int]) -> list[TokenLogprobs]:
+        return sampling.logprobs(logits_BV, tokens_B, counts_B)
 
     def _decode(self, slots: np.ndarray, ids: np.ndarray) -> Tensor:
         if self.static is not None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from openzaya.engine.executor import Executor, PromptChunk, StepBatch
 from openzaya.engine.params import SamplingParams
 from openzaya.engine.prefixes import Job, Node, Prefix, PrefixTree
-from openzaya.engine.sampling import TokenLogprobs, logprobs
+from openzaya.engine.sampling import TokenLogprobs
 from openzaya.engine.state import PAGE
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -204,7 +204,9 @@ class Scheduler:
                 rows.append(row)
                 counts.append(generation.params.logprobs)
         if rows:
-            for row, record in zip(rows, logprobs(logits[rows], tokens[rows], counts)):
+            # All rows are the scores as the step left them, of which an executor may know more.
+            wanted = logits if len(rows) == len(generations) else logits[rows]
+            for row, record in zip(rows, self.executor.logprobs(wanted, tokens[rows], counts)):
                 generations[row].logprobs.append(record)
 
     def _leave(self, generation: Generation) -> None:

@@ -188,7 +188,9 @@ def attend(q_BHSC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, mask_B1ST: Tensor | N
         # One query: fold its heads into the sequence, so that no key is copied for the heads of its group.
         folded = q_BHSC.reshape(batch, key_heads, heads // key_heads, channels)
         return F.scaled_dot_product_attention(folded, k_BKTC, v_BKTC, attn_mask=mask_B1ST).view_as(q_BHSC)
-    if mask_B1ST is not None and q_BHSC.device.type == "cpu" and q_BHSC.requires_grad and k_BKTC.shape[2] <= 512:
+    if q_BHSC.device.type == "cpu" and q_BHSC.requires_grad and k_BKTC.shape[2] <= 512:
+        if mask_B1ST is None:
+            mask_B1ST = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
         return _attend_by_products(q_BHSC, k_BKTC, v_BKTC, mask_B1ST)
     return F.scaled_dot_product_attention(
         q_BHSC, k_BKTC, v_BKTC, attn_mask=mask_B1ST, is_causal=mask_B1ST is None, enable_gqa=heads != key_heads

@@ -20,6 +20,7 @@ from openzaya.engine.core.plan import KV_TYPES, Plan, QuantisedWeights
 from openzaya.engine.core.products import MOST_TOKENS, Core, address
 from openzaya.engine.executor import StepBatch, StepResult
 from openzaya.engine.params import SamplingParams
+from openzaya.engine.sampling import TokenLogprobs
 from openzaya.engine.state import PAGE, StatePool
 
 __all__ = ["CompiledExecutor", "QuantisedWeights"]
@@ -28,7 +29,10 @@ _ALIGNMENT = 64
 
 
 class CompiledExecutor:
-    """Steps in the compiled core, one call each; weights stay where they are, in memory or in a mapped file."""
+    """Steps in the compiled core, one call each; weights stay where they are, in memory or in a mapped file.
+
+    The scores of decoding rows last until the next step, which writes its own over them.
+    """
 
     def __init__(self, weights: QuantisedWeights, pool: StatePool, core: Core) -> None:
         """Keys and values may be kept in float32, float16 or int8, as the pool has it. Raises ValueError for a pool
@@ -46,6 +50,8 @@ class CompiledExecutor:
         """Where it is an array (one place for each of `library.STAGES`), every step adds the time of its parts."""
         self._plan = Plan(weights, pool)
         self._scratch = np.empty(0, dtype=np.uint8)
+        self._logits_SV = np.empty((0, self._plan.vocabulary), dtype=np.float32)
+        self._tops_SN = np.empty((0, -(-self._plan.vocabulary // library.BLOCK)), dtype=np.float32)
 
     def step(self, batch: StepBatch) -> StepResult:
         """Raises ValueError for a token outside the vocabulary, an empty chunk, and a slot without room for its own."""
@@ -62,14 +68,24 @@ class CompiledExecutor:
         logits_SV = self._run(ids_T, placed, scored_S)
         self.pool.lengths[slots_Q] += counts_Q
         ending = iter(logits_SV[decoding:])
-        chunk_logits = [torch.from_numpy(next(ending)) if chunk.wants_logits else None for chunk in chunks]
+        # Copied, as a prompt keeps its scores and would keep those of all rows.
+        chunk_logits = [torch.from_numpy(next(ending).copy()) if chunk.wants_logits else None for chunk in chunks]
         return StepResult(torch.from_numpy(logits_SV[:decoding]) if decoding else None, chunk_logits)
 
     def sample(
         self, logits_BV: Tensor, params_B: Sequence[SamplingParams], seeds_B: np.ndarray, places_B: np.ndarray
     ) -> np.ndarray:
         """The tokens of `engine.sampling.sample` for the same arguments, drawn in the core."""
-        return draw.sample(self._core, logits_BV, params_B, seeds_B, places_B)
+        return draw.sample(self._core, logits_BV, params_B, seeds_B, places_B, self._tops_of(logits_BV))
+
+    def logprobs(self, logits_BV: Tensor, tokens_B: np.ndarray, counts_B: Sequence[int]) -> list[TokenLogprobs]:
+        """As `engine.sampling.logprobs`, found in the core."""
+        return draw.logprobs(self._core, logits_BV, tokens_B, counts_B, self._tops_of(logits_BV))
+
+    def _tops_of(self, logits_BV: Tensor) -> np.ndarray | None:
+        """What the last step found of these scores, where they are its first rows."""
+        own = logits_BV.data_ptr() == address(self._logits_SV) and logits_BV.is_contiguous()
+        return self._tops_SN if own else None
 
     def _check(self, slots_Q: np.ndarray, counts_Q: np.ndarray, ids_T: np.ndarray) -> None:
         """What C would follow into memory that is not the model's."""
@@ -88,7 +104,9 @@ class CompiledExecutor:
     def _run(self, ids_T: np.ndarray, placed: Batch, scored_S: np.ndarray) -> np.ndarray:
         """Scores (S, V) of what follows the tokens at `scored_S`."""
         self._plan.reach(int(placed.positions_T.max()))
-        logits_SV = np.empty((len(scored_S), self._plan.vocabulary), dtype=np.float32)
+        if len(scored_S) > len(self._logits_SV):
+            self._logits_SV = np.empty((len(scored_S), self._plan.vocabulary), dtype=np.float32)
+            self._tops_SN = np.empty((len(scored_S), self._tops_SN.shape[1]), dtype=np.float32)
         wanted = self._core.size("oz_step_bytes", self._plan.stored, placed.tokens, placed.pages, len(scored_S))
         scored_S = np.ascontiguousarray(scored_S, dtype=np.int32)
         chosen = None
@@ -96,11 +114,12 @@ class CompiledExecutor:
             self.routing.append(np.empty((self._plan.stored.layer_count, placed.tokens), dtype=np.int32))
             chosen = address(self.routing[-1])
         step = library.Step(
-            placed.stored(), address(ids_T), len(scored_S), address(scored_S), address(logits_SV), chosen,
-            None if self.stage_seconds is None else address(self.stage_seconds), self._room(wanted),
+            placed.stored(), address(ids_T), len(scored_S), address(scored_S), address(self._logits_SV),
+            address(self._tops_SN), chosen, None if self.stage_seconds is None else address(self.stage_seconds),
+            self._room(wanted),
         )  # fmt: skip
         self._core.call("oz_run_step", self._plan.stored, step)
-        return logits_SV
+        return self._logits_SV[: len(scored_S)]
 
     def _room(self, wanted: int) -> int:
         """The address of `wanted` bytes, which later steps use again."""
