@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -152,7 +153,7 @@ def titan_curves(folder: Path, phase: str) -> dict[str, dict[int, float]]:
     return curves
 
 
-def own_lines(folder: Path, phase: str, key: str) -> dict[int, dict]:  # type: ignore[type-arg]
+def own_lines(folder: Path, phase: str, key: str) -> dict[int, dict[str, Any]]:
     """The lines of our own log that have a figure, by step."""
     lines = [json.loads(line) for line in (folder / "own" / "log.jsonl").read_text().splitlines()]
     return {line["step"]: line for line in lines if line["phase"] == phase and key in line}
@@ -179,13 +180,14 @@ def folder(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_torchtitan_takes_the_steps_of_our_own_loop(folder: Path, phase: str) -> None:
+    # In float32 what differs is the order of sums, over rows, experts and ranks: 1e-7 as it was measured.
     own, curves = own_lines(folder, phase, "loss"), titan_curves(folder, phase)
     assert len(own) > 2
     assert set(curves["loss_metrics/global_avg_loss"]) == set(own)
     for step, line in own.items():
         there = {name: curve[step] for name, curve in curves.items() if step in curve}
         assert there["loss_metrics/global_avg_loss"] == pytest.approx(line["loss"], rel=1e-5)
-        assert there["grad_norm"] == pytest.approx(line["gradient_norm"], rel=1e-4)
+        assert there["grad_norm"] == pytest.approx(line["gradient_norm"], rel=1e-5)
         assert there["lr/Muon"] == pytest.approx(0.02 * line["rate"], rel=1e-6)
         for layer, entropy in enumerate(line["load_entropies"]):
             assert there[f"load_entropy/layer_{layer}"] == pytest.approx(entropy, rel=1e-5)
@@ -198,9 +200,9 @@ def test_the_model_that_it_leaves_is_the_one_that_our_own_loop_leaves(folder: Pa
     own, other = (load_model(folder / engine / phase).state_dict() for engine in ("own", "titan"))
     assert list(own) == list(other)
     for name, tensor in own.items():
-        torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-4, msg=f"{name} of {phase}")
+        torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5, msg=f"{name} of {phase}")
     biases = torch.cat([tensor[:-1] for name, tensor in own.items() if name.endswith("balancing_biases")])
-    assert biases.abs().max() > 0.02  # they moved, by more than the tolerance
+    assert biases.abs().max() > 0.02  # they moved
 
 
 def test_transformers_loads_the_model_that_torchtitan_leaves(folder: Path) -> None:
@@ -252,8 +254,12 @@ def test_options_that_contradict_the_recipe_are_refused(programs: Path, tmp_path
         "activation-checkpoint:full": "taken",
         "activation-checkpoint:selective": "activation_checkpoint does nothing for this model",
         "--phase nine": "--phase nine is not in",
-        f"--phase experts --dump_folder {tmp_path}": "the phase 'experts' starts from 'rows'",
+        f"--phase experts --dump_folder {tmp_path}": "the phase 'experts' starts from 'rows', whose end is not in",
+        f"--phase experts --dump_folder {tmp_path / 'finished'}": "taken",
     }
+    for checkpoint in ("rows.titan/step-3", "finished/rows.titan/step-6"):
+        (tmp_path / checkpoint).mkdir(parents=True)
+        (tmp_path / checkpoint / ".metadata").touch()
     done = subprocess.run(
         [programs / "python", "-c", PARSE, tmp_path / "recipe.toml", *said],
         env=ENVIRON, cwd=tmp_path, capture_output=True, text=True, check=True,

@@ -43,6 +43,10 @@ class TitanZaya(ZayaForCausalLM, BaseModel):
             parameters = sum(parameter.numel() for parameter in model.parameters())
             return parameters, round(model_flops(forward_flops(self.assignment.shape, seq_len)))
 
+        def to_dict(self) -> dict[str, Any]:
+            """What torchtitan's log and curves keep of the run."""
+            return {"recipe": self.assignment.run.config.model_dump(mode="json"), **self.assignment.to_dict()}
+
     def __init__(self, config: Config) -> None:
         assignment: Assignment = config.assignment
         assert assignment.shape is not None

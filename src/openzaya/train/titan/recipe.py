@@ -61,8 +61,8 @@ class Assignment:
         return evened(batches, self.meshes, self.shape.convolution_history, torch.device(device))
 
     def to_dict(self) -> dict[str, Any]:
-        """What torchtitan's log shows."""
-        return {"phase": self.phase.name, "recipe": self.run.config.model_dump(mode="json")}
+        """What torchtitan's log shows of it in every part."""
+        return {"phase": self.phase.name}
 
 
 Assigned = Annotated[Any, tyro.conf.Fixed, tyro.conf.Suppress]
@@ -143,13 +143,14 @@ def _keep(config: Any, assignment: Assignment) -> None:
     checkpoint.folder = f"{assignment.phase.name}.titan"
     config.metrics.save_tb_folder = f"tb/{assignment.phase.name}"
     start = run.config.start_of(assignment.phase)
-    if start in (SCRATCH, CHECKPOINT) or newest_step(run.folder / checkpoint.folder) is not None:
+    if start in (SCRATCH, CHECKPOINT) or any(map(_is_whole, (run.folder / checkpoint.folder).glob("step-*"))):
         return
     if checkpoint.initial_load_path is None:
-        before = newest_step(run.folder / f"{start}.titan")
-        if before is None:
+        (ended,) = [total_steps(phase) for phase in run.config.phases if phase.name == start]
+        before = run.folder / f"{start}.titan" / f"step-{ended}"
+        if not _is_whole(before):
             raise ValueError(
-                f"the phase {assignment.phase.name!r} starts from {start!r}, which has left nothing in {run.folder}: "
+                f"the phase {assignment.phase.name!r} starts from {start!r}, whose end is not in {run.folder}: "
                 f"train it first (--phase {start}), or name a checkpoint with --checkpoint.initial_load_path"
             )
         checkpoint.initial_load_path = str(before.resolve())
@@ -158,7 +159,6 @@ def _keep(config: Any, assignment: Assignment) -> None:
     checkpoint.exclude_from_loading = ["train_state", "lr_scheduler", "dataloader"]
 
 
-def newest_step(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a phase."""
-    steps = [path for path in folder.glob("step-*") if (path / ".metadata").exists()]
-    return max(steps, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether torchtitan has finished writing it."""
+    return (checkpoint / ".metadata").exists()

@@ -115,7 +115,9 @@ class ZayaTrainer(Trainer):
             self._pass_over(whole, norm)
         self.lr_schedulers.step()
         if self.metrics_processor.should_log(self.step) or self.step == self.config.training.steps:
-            self._log(whole, float(loss) * int(totals[0]) / max(1, learned), norm, rates)
+            parts = (labels[:, self.model.places(labels.shape[1])] for _inputs, labels in microbatches)
+            own = sum(int((labels != IGNORE_INDEX).sum()) for labels in parts)
+            self._log(whole, float(loss) * int(totals[0]) / max(1, own), norm, rates)
 
     def _microbatches(
         self, data_iterator: Iterator[tuple[dict[str, Any], Tensor]]
