@@ -99,7 +99,7 @@ def test_a_question_is_asked_and_answered_and_its_run_reopened(page: Any, servic
         assert page.locator(".band").nth(1).locator(".tally").inner_text().split() == ["A", "42", "×3", "B", "41", "×1"]
         assert "3 of 4 in the last round hold A; 3 of 4 held it in round 0." in account.locator(".reasons").inner_text()
         assert "The answer is 42." in account.locator("[role=status]").inner_text()
-        assert re.fullmatch(re.escape(service) + r"/#run_[0-9a-f]{24}", page.url)
+        assert re.fullmatch(re.escape(service) + r"/#run_[0-9a-f]{32}", page.url)
         page.reload()
 
 

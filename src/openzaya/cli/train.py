@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +14,8 @@ from openzaya.cli.preflight import preflight
 from openzaya.cli.train_plan import show_cluster_plan, show_process_plan
 
 if TYPE_CHECKING:
+    from openzaya.train.config import TrainConfig
+    from openzaya.train.launch import Place
     from openzaya.train.reports import StepReport
     from openzaya.train.world import World
 
@@ -87,13 +88,20 @@ def train(
     if dry_run:
         show_process_plan(config, folder, measured=measured, as_json=as_json)
         return
+    _run(config, recipe, folder, phase)
+
+
+def _run(config: TrainConfig, recipe: Path, folder: Path, phase: str | None) -> None:
+    """Train, as this process alone or as one of the ranks that torchrun started; one of them speaks."""
+    from openzaya.train.launch import launched
     from openzaya.train.loop import Run
 
-    world = _world(config.device)
-    if world.leads:
-        say(f"training {recipe} in {folder}; stop it at any time, the same command goes on")
     try:
-        Run(config, recipe.read_text(encoding="utf-8"), folder, report=_Reporter().report, world=world).run(phase)
+        with launched(config.device) as place:
+            world = _world(place)
+            if world.leads:
+                say(f"training {recipe} in {folder}; stop it at any time, the same command goes on")
+            Run(config, recipe.read_text(encoding="utf-8"), folder, report=_Reporter().report, world=world).run(phase)
     except KeyboardInterrupt as error:
         error.add_note(f"{folder} is whole; the same command goes on, and repeats {config.save_seconds:.0f} s at most")
         raise
@@ -101,16 +109,14 @@ def train(
         print(folder)
 
 
-def _world(device: str | None) -> World:
-    """This process alone, or one of the ranks that torchrun started."""
+def _world(place: Place) -> World:
     from openzaya.train.world import World
 
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if place.ranks == 1:
         return World()
-    from openzaya.train.sharding.meshes import join
     from openzaya.train.sharding.world import Ranks
 
-    return Ranks(join(device))
+    return Ranks(place.device.type)
 
 
 class _Reporter:

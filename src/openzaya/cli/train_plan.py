@@ -37,6 +37,9 @@ def show_process_plan(config: TrainConfig, folder: Path, *, measured: float | No
         facts["plan"]["machine"] = asdict(planner.machine)
         print(json.dumps(facts))
         return
+    for phase in config.phases:
+        if undivided := phase.sharding.undivided:
+            say(f"{phase.name}: {undivided}")
     print(_toml(config.model_dump(mode="json")))
     _print_sections(
         (f"the plan, in {folder}", _outline_rows(shape, [phase.outline for phase in phases])),

@@ -27,6 +27,8 @@ class PromptChunk:
     ids: Sequence[int]
     wants_logits: bool
     """Whether the chunk ends its prompt, so that the scores of the next token are needed."""
+    everywhere: bool = False
+    """Whether scores are wanted after each of its tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +42,10 @@ class StepBatch:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Scores of the next tokens, float32: (rows, V) of the decoding rows, and (V) for each chunk that wanted them.
+    """Scores of the next tokens, float32: (rows, V) of the decoding rows, and for each chunk that wanted them (V), or
+    (tokens, V) where it wanted them everywhere.
 
-    Those of decoding rows may be overwritten by the next step.
+    All but those (V) may be overwritten by the next step.
     """
 
     decode_logits: Tensor | None
@@ -115,11 +118,16 @@ class TorchExecutor:
         input_ids = torch.from_numpy(ids_BS).to(self.pool.device)
         hidden_BSD = self.model.hidden(input_ids, cache=PrefillView(self.pool, slots, counts))
         self.pool.lengths[slots] += counts
-        wanted = [row for row, chunk in enumerate(chunks) if chunk.wants_logits]
-        if not wanted:
-            return [None] * len(chunks)
-        scores = iter(self.model.logits(hidden_BSD[wanted, counts[wanted] - 1]))
-        return [next(scores) if chunk.wants_logits else None for chunk in chunks]
+        wanted = [row for row, chunk in enumerate(chunks) if chunk.wants_logits and not chunk.everywhere]
+        scores = iter(self.model.logits(hidden_BSD[wanted, counts[wanted] - 1])) if wanted else iter(())
+        return [
+            self.model.logits(hidden_BSD[row, : counts[row]])
+            if chunk.everywhere
+            else next(scores)
+            if chunk.wants_logits
+            else None
+            for row, chunk in enumerate(chunks)
+        ]
 
 
 def _alike(chunks: Sequence[PromptChunk], lengths: np.ndarray) -> list[list[int]]:

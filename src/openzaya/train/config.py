@@ -179,6 +179,21 @@ class ShardingRecipe(_Section):
     context: Positive = 1
     """Ranks that share a row."""
 
+    @property
+    def ranks(self) -> int:
+        """The fewest that it divides a phase over; their number must be a multiple of it."""
+        return self.expert * self.context
+
+    @property
+    def undivided(self) -> str | None:
+        """What one process says of it, which takes a phase whole; None where there is nothing to divide."""
+        if self.ranks == 1:
+            return None
+        return (
+            f"the recipe divides experts over {self.expert} and rows over {self.context} ranks; this one process takes "
+            f"them whole (torchrun --nproc-per-node {self.ranks} -m openzaya train starts as many as it wants)"
+        )
+
 
 class PhaseRecipe(_Section):
     """A stretch of training."""

@@ -18,7 +18,7 @@ from openzaya.engine.core import draw, library
 from openzaya.engine.core.batch import Batch
 from openzaya.engine.core.plan import KV_TYPES, Plan, QuantisedWeights
 from openzaya.engine.core.products import MOST_TOKENS, Core, address
-from openzaya.engine.executor import StepBatch, StepResult
+from openzaya.engine.executor import PromptChunk, StepBatch, StepResult
 from openzaya.engine.params import SamplingParams
 from openzaya.engine.sampling import TokenLogprobs
 from openzaya.engine.state import PAGE, StatePool
@@ -63,14 +63,19 @@ class CompiledExecutor:
         ids_T = np.concatenate([batch.decode_ids, *(chunk.ids for chunk in chunks)]).astype(np.int64)
         self._check(slots_Q, counts_Q, ids_T)
         placed = Batch.of(slots_Q, counts_Q, self.pool.lengths[slots_Q], self.pool.tables, PAGE)
-        ends = [decoding + place for place, chunk in enumerate(chunks) if chunk.wants_logits]
-        scored_S = placed.firsts_Q[1:][[*range(decoding), *ends]] - 1
-        logits_SV = self._run(ids_T, placed, scored_S)
+        scored = [
+            np.arange(decoding),
+            *(_scored(chunk, end) for chunk, end in zip(chunks, placed.firsts_Q[decoding + 1 :])),
+        ]
+        logits_SV = torch.from_numpy(self._run(ids_T, placed, np.concatenate(scored)))
         self.pool.lengths[slots_Q] += counts_Q
-        ending = iter(logits_SV[decoding:])
+        parts = logits_SV.split([len(places) for places in scored])
         # Copied, as a prompt keeps its scores and would keep those of all rows.
-        chunk_logits = [torch.from_numpy(next(ending).copy()) if chunk.wants_logits else None for chunk in chunks]
-        return StepResult(torch.from_numpy(logits_SV[:decoding]) if decoding else None, chunk_logits)
+        chunk_logits = [
+            part if chunk.everywhere else part[0].clone() if chunk.wants_logits else None
+            for chunk, part in zip(chunks, parts[1:])
+        ]
+        return StepResult(parts[0] if decoding else None, chunk_logits)
 
     def sample(
         self, logits_BV: Tensor, params_B: Sequence[SamplingParams], seeds_B: np.ndarray, places_B: np.ndarray
@@ -127,3 +132,9 @@ class CompiledExecutor:
             self._scratch = np.empty(wanted + wanted // 4 + _ALIGNMENT, dtype=np.uint8)
         start = address(self._scratch)
         return start + -start % _ALIGNMENT
+
+
+def _scored(chunk: PromptChunk, end: int) -> np.ndarray:
+    """Which tokens of a step are followed by scores, of a chunk that ends before token `end`."""
+    count = len(chunk.ids) if chunk.everywhere else int(chunk.wants_logits)
+    return np.arange(end - count, end)

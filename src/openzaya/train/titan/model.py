@@ -12,18 +12,17 @@ from torch.distributed.tensor import DTensor
 from torchtitan.protocols.model import BaseModel
 from torchtitan.tools.utils import device_type
 
-from openzaya.model.config import ZayaConfig
 from openzaya.model.decoder import ZayaForCausalLM
 from openzaya.model.numerics import numerics_profile
 from openzaya.model.router import Routing
 from openzaya.train.balancing import AuxiliaryLoss, Balancer
-from openzaya.train.learner import starting_model
+from openzaya.train.beginning import first_weights
 from openzaya.train.plan.flops import forward_flops, model_flops
 from openzaya.train.recompute import checkpoint_blocks
 from openzaya.train.sharding.context import RowPart
 from openzaya.train.sharding.meshes import Degrees, Meshes
 from openzaya.train.sharding.model import shard_model
-from openzaya.train.sharding.optimizer import copy_part, local_part, placed
+from openzaya.train.sharding.parts import copy_part, fill_shards, local_part, placed
 from openzaya.train.titan.recipe import Assigned, Assignment
 
 
@@ -59,13 +58,9 @@ class TitanZaya(ZayaForCausalLM, BaseModel):
     def verify_module_protocol(self) -> None:
         """Nothing: the parts of the model are plain modules, and `init_states` fills them all."""
 
-    @torch.no_grad()
     def init_states(self, *, buffer_device: torch.device | None = None) -> None:
         """The weights before the first step, those of our own loop: of the recipe's checkpoint, or of its seed."""
-        device = next(self.parameters()).device
-        recipe = self.assignment.run.config.model_copy(update={"device": str(device)})
-        shape: ZayaConfig = self.config
-        self.load_state_dict(starting_model(recipe, shape).state_dict())
+        fill_shards(self, first_weights(self.assignment.run.config, self.config), self.assignment.meshes)
 
     # ---- a step ----
 

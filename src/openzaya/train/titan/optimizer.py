@@ -123,6 +123,7 @@ def register_balancing(optimizers: RecipeOptimizers, model_parts: Sequence[nn.Mo
     model.balancer = optimizers.balancer = balancer
     if recipe.balancing.method == "auxiliary":
         model.auxiliary = AuxiliaryLoss(model, recipe.balancing.auxiliary_weight)
+        model.auxiliary.total = meshes.sum_of_rows
 
     def balance(_optimizers: object, _arguments: object, _keywords: object) -> None:
         optimizers.entropies = balancer.step(min(1.0, optimizers.scale))
