@@ -59,9 +59,7 @@ class Run:
             raise ValueError(f"the phase {only!r} is not in the recipe; it has {names}")
         for phase in phases:
             self.world.share(phase)  # refuses what cannot be divided before anything is trained
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self.world.leader_first(), alone(self.folder):
-            self._guard_recipe()
+        self.claim()
         with torch_threads(self.config.threads):
             for phase in phases:
                 if self.is_finished(phase):
@@ -69,6 +67,12 @@ class Run:
                     self.say(f"{phase.name}: finished before")
                 else:
                     PhaseRun(self, phase).run()
+
+    def claim(self) -> None:
+        """Make the folder this recipe's; raises ValueError where it is another's."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.world.leader_first(), alone(self.folder):
+            self._guard_recipe()
 
     def is_finished(self, phase: PhaseRecipe) -> bool:
         """Whether a phase has left what it leaves."""

@@ -34,7 +34,7 @@ class Degrees:
 
 @dataclass(frozen=True, slots=True)
 class Meshes:
-    """The place of this rank. With one rank there are no meshes and nothing is ever sent."""
+    """The place of this rank. With one rank there are no meshes, unless asked for, and nothing is ever sent."""
 
     degrees: Degrees
     rank: int = 0
@@ -47,15 +47,16 @@ class Meshes:
     """("rows", "context")."""
 
     @classmethod
-    def create(cls, degrees: Degrees | None = None, device: str = "cpu") -> Meshes:
+    def create(cls, degrees: Degrees | None = None, device: str = "cpu", *, alone: bool = False) -> Meshes:
         """The meshes of the process group in force; all ranks call this together.
 
-        Without a process group there is one rank. Raises ValueError where the degrees do not divide the ranks.
+        Without a process group there is one rank, which has meshes only in a group that has it `alone` and if asked.
+        Raises ValueError where the degrees do not divide the ranks.
         """
         degrees = degrees or Degrees()
         ranks = dist.get_world_size() if dist.is_initialized() else 1
         data = degrees.data(ranks)
-        if ranks == 1:
+        if ranks == 1 and not alone:
             return cls(degrees)
         grid = torch.arange(ranks).view(data, degrees.experts, degrees.context)
         return cls(
