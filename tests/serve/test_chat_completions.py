@@ -321,20 +321,38 @@ def test_fields_that_nothing_reads_are_named() -> None:
 # ---- what is offered
 
 
-def test_models_are_listed_with_the_presets_that_fit() -> None:
+def test_presets_are_listed_with_the_lengths_that_the_context_leaves_them() -> None:
     async def use(client: Any) -> Any:
         listed = (await client.get("/v1/models")).json()
-        one = await client.get("/v1/models/zaya@light")
-        none = await client.get("/v1/models/zaya@headline")
-        return listed, one.status_code, none.status_code
+        light, headline = [(await client.get(f"/v1/models/zaya@{name}")).json() for name in ("light", "headline")]
+        none = await client.get("/v1/models/zaya@nothing")
+        return listed, light["mrsa"], headline["mrsa"], none.status_code
 
     with FakeServer(thinker, context=32768) as server:
-        listed, one, none = talk(server, use)
+        listed, light, headline, none = talk(server, use)
     names = [model["id"] for model in listed["data"]]
     assert names[0] == "zaya"
-    assert {"zaya@single", "zaya@light", "zaya@majority"} <= set(names)
-    assert "zaya@headline" not in names
-    assert (one, none) == (200, 404)
+    assert {"zaya@single", "zaya@light", "zaya@majority", "zaya@headline"} <= set(names)
+    assert (light["beta"], light["tau"]) == (8192, 4096)
+    assert (headline["candidates"], headline["tails"], headline["rounds"]) == (16, 4, 2)
+    assert headline["beta"] + 4 * headline["tau"] <= 32768 - 256
+    assert headline["beta"] == (32768 - 256) // 2
+    assert headline["tau"] == 4064
+    assert none == 404
+
+
+def test_a_preset_too_long_for_the_context_runs_with_what_that_leaves_but_lengths_asked_for_are_refused() -> None:
+    with FakeServer(thinker, context=4096) as server:
+        answered = ask(server, model="zaya@headline")
+        limits = {request.body["max_tokens"] for request in server.requests}
+        width = len(server.requests)
+        refused = ask(server, model="zaya@headline", mrsa={"beta": 4000, "tau": 4000})
+    assert answered.status_code == 200
+    assert width > 2 * 16
+    assert max(limits) <= 4096
+    assert 1920 in limits  # half of what a short question leaves
+    assert refused.status_code == 400
+    assert "the context of 4096 tokens is too small" in refused.json()["error"]["message"]
 
 
 def test_health_and_unknown_addresses() -> None:

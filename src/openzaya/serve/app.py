@@ -24,7 +24,6 @@ from openzaya.serve.errors import ApiError
 from openzaya.serve.exchange import Exchange, Finished, Reply
 from openzaya.serve.guard import Guard, as_response
 from openzaya.serve.jobs import Doing, Jobs, owner_of
-from openzaya.serve.menu import configured
 from openzaya.serve.openapi import document
 from openzaya.serve.playground import Playground
 from openzaya.serve.reading import Ask, ask_of, read_request
@@ -136,7 +135,7 @@ class _Endpoints:
         menu = self._service.menu
         context = self._service.backend.capabilities.context
         recipe = menu.default if name == menu.name else {"preset": name.removeprefix(f"{menu.name}@")}
-        config = configured(menu.unfolded(recipe))
+        config = menu.configured(recipe)
         shape = {key: getattr(config, key) for key in ("candidates", "tails", "rounds", "beta", "tau", "final_tokens")}
         entry: dict[str, Any] = {"id": name, "object": "model", "created": self._since, "owned_by": "openzaya"}
         entry["mrsa"] = {"preset": recipe["preset"], **shape}

@@ -26,10 +26,29 @@ class Menu:
     """Those that fit the model's context, the operator's own first."""
     own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """The recipes of the operator's own presets."""
+    context: int | None = None
+    """Of the model, in tokens; None where it is not known."""
 
     def models(self) -> list[str]:
         """The names that clients can choose from, the default first."""
         return [self.name, *(f"{self.name}@{name}" for name in self.presets)]
+
+    def configured(self, recipe: Mapping[str, Any]) -> MrsaConfig:
+        """The configuration of a recipe on this model; raises ConfigError.
+
+        Where a preset is too long for the context, half of that is β's and half the tails', as far as the recipe does
+        not say otherwise. N, C and T stay.
+        """
+        recipe = self.unfolded(recipe)
+        config = configured(recipe)
+        if self.context is None or fits(config, self.context):
+            return config
+        room = self.context - _PROMPT_TOKENS
+        beta = config.beta if "beta" in recipe else min(config.beta, room // 2)
+        tau = config.tau if "tau" in recipe else min(config.tau, beta, (room - beta) // config.tails)
+        if min(beta, tau) < 1:
+            return config
+        return configured({**recipe, "beta": beta, "tau": tau})
 
     def unfolded(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
         """The same over a bundled preset, where it is over one of the operator's own."""
@@ -44,14 +63,14 @@ def make_menu(config: ServeConfig, capabilities: Capabilities, device: str = "cp
     if default.get("preset", "auto") == "auto":
         default["preset"] = automatic_preset(model, local=capabilities.local, device=device)
     _check_own(config.presets)
-    menu = Menu(config.name or _own_name(model, capabilities), {}, {}, (), config.presets)
+    menu = Menu(config.name or _own_name(model, capabilities), {}, {}, (), config.presets, capabilities.context)
     default = menu.unfolded(default)
     efforts: dict[str, dict[str, Any]] = _ladder(default)
     efforts.update({str(name): menu.unfolded(recipe) for name, recipe in config.efforts.items()})
     for recipe in (default, *efforts.values()):
         configured(recipe)
     recipes = {**config.presets, **{name: {"preset": name} for name in preset_names()}}
-    fitting = tuple(name for name, recipe in recipes.items() if fits(configured(recipe), capabilities.context))
+    fitting = tuple(name for name, recipe in recipes.items() if fits(menu.configured(recipe), capabilities.context))
     return replace(menu, default=default, efforts=efforts, presets=fitting)
 
 

@@ -63,7 +63,7 @@ def plan_work(
     recipe = _recipe(request, menu)
     progress = bool(recipe.pop("progress", progress))
     chosen = frozenset(recipe)
-    config = configured(recipe)
+    config = menu.configured(recipe)
     if request.rsa is not None:
         work = _rsa_work(request, request.rsa, config)
     else:
