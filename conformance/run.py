@@ -49,7 +49,7 @@ class Suite:
 SUITES = {
     "openai-oldest": Suite(["openai==1.40.0", "httpx<0.28", "pydantic>=2"], ["{python}", "openai_python.py"]),
     "openai-newest": Suite(["openai", "pydantic>=2"], ["{python}", "openai_python.py"]),
-    "openai-node": Suite(["openai"], ["node", "openai_node.mjs"], node=True),
+    "openai-node": Suite(["openai", "zod"], ["node", "openai_node.mjs"], node=True),
     "schemathesis": Suite(
         ["schemathesis"],
         [

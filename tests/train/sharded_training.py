@@ -148,7 +148,7 @@ def train_alone(shape: ZayaConfig, steps: int = 3, **changes: Any) -> Result:
     weight = config.balancing.auxiliary_weight
     auxiliary = AuxiliaryLoss(model, weight) if config.balancing.method == "auxiliary" else None
     balancer = Balancer(model, config.optimizer.balancing_rate, config.balancing)
-    learner = Learner(model.train(), optimizer, balancer, auxiliary)
+    learner = Learner(model.train(), optimizer, balancer, auxiliary, config.ablation)
     learner.gradients(draw_batches(shape, 0))
     gradients = {name: p.grad.clone().numpy() for name, p in model.named_parameters() if p.grad is not None}
     optimizer.forget()

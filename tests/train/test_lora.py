@@ -49,7 +49,8 @@ def test_an_adapted_model_computes_what_the_merged_one_does(seed: int) -> None:
     add_adapters(plain, adapters)
     for name, weight in adapter_weights(plain, seed):
         plain.get_parameter(name).data.copy_(weight)
-    assert torch.equal(plain(ids), truth)  # B is zero
+    # B is zero; attention that learns is computed otherwise than attention that does not.
+    torch.testing.assert_close(plain(ids), truth, rtol=1e-5, atol=1e-6)
     with torch.no_grad():
         for name, parameter in plain.named_parameters():
             if "lora_" in name:

@@ -84,6 +84,10 @@ VARIANTS = {
         Degrees(context=2),
         {**LORA, "lora": {"rank": 4, "parts": ("experts",)}, "balancing": {"method": "none"}},
     ),
+    "parts of CCA, routers and residual scaling left out, context": (
+        Degrees(context=2),
+        {"ablation": {"convolutions": 1, "qk_mean": False, "depth_averaging": False, "residual_scaling": False}},
+    ),
 }
 
 

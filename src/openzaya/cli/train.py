@@ -11,6 +11,7 @@ import typer
 from openzaya.cli.exits import InputError, say
 from openzaya.cli.figures import duration
 from openzaya.cli.preflight import preflight
+from openzaya.cli.train_arms import train_arms
 from openzaya.cli.train_plan import show_cluster_plan, show_process_plan
 
 if TYPE_CHECKING:
@@ -64,17 +65,28 @@ def train(
         ),
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print any of these as one JSON object.", rich_help_panel=_PLANS)
+        bool,
+        typer.Option(
+            "--json",
+            help="Print any of these, or the results of an ablation, as one JSON object.",
+            rich_help_panel=_PLANS,
+        ),
     ] = False,
 ) -> None:
     """Train a model by a recipe.
 
     Tokenizer and checkpoints (native layout, one for each phase) are written to the folder of the run.
-    A run that was stopped goes on where it was when the same command is given again.
+    A run that was stopped goes on where it was when the same command is given again. A recipe with arms (an
+    ablation) trains each of them with several seeds and ends with a table.
     """
-    from openzaya.train.config import read_train_config
+    from openzaya.train.config import read_toml, read_train_config
     from openzaya.train.plan.cluster import read_cluster
 
+    if "arms" in read_toml(recipe):
+        if phase is not None or plan is not None or measured is not None or check:
+            raise InputError(f"{recipe} has arms; of the options only --out, --dry-run and --json go with it")
+        train_arms(recipe, out, _Reporter().report, dry_run=dry_run, as_json=as_json)
+        return
     config = read_train_config(recipe)
     folder = out or Path("runs") / recipe.stem
     if measured is not None and measured <= 0:

@@ -18,7 +18,7 @@ from openzaya.model.initialise import initial_weights
 from openzaya.model.names import expected_tensors
 from openzaya.model.numerics import numerics_profile
 from openzaya.model.sources import open_source
-from openzaya.train.ablation import with_linear_routers
+from openzaya.train.ablation import exchange_parts, held_parts
 from openzaya.train.config import TrainConfig
 from openzaya.train.lora import adapter_weights, add_adapters
 
@@ -46,10 +46,11 @@ def empty_model(config: TrainConfig, shape: ZayaConfig, device: torch.device) ->
     dtype = torch.float32 if config.lora is None else getattr(torch, config.dtype)
     with Unfilled(dtype, device):
         model = ZayaForCausalLM(shape, numerics_profile(config.numerics))
-        if config.ablation.router == "linear":
-            with_linear_routers(model)
+        exchange_parts(model, config.ablation)
         if config.lora is not None:
             add_adapters(model, config.lora)
+    for held in held_parts(model, config.ablation):
+        held.parameter.requires_grad_(False)
     return model
 
 
@@ -60,8 +61,10 @@ def first_weights(config: TrainConfig, shape: ZayaConfig) -> Iterator[tuple[str,
     """
     outline = empty_model(config, shape, torch.device("meta"))
     if config.model.checkpoint is None:
+        held = {part.name: part.value for part in held_parts(outline, config.ablation)}
         for name, value in initial_weights(outline, config.seed):
-            yield name, (value,)
+            kept = held.get(name)
+            yield name, (value if kept is None else kept,)
         return
     source = open_source(find_model(config.model.checkpoint))
     for name in expected_tensors(source.config):

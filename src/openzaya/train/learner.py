@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 
 import torch
@@ -15,7 +15,8 @@ from openzaya.model.checkpoint import Unfilled
 from openzaya.model.config import ZayaConfig
 from openzaya.model.decoder import ZayaForCausalLM
 from openzaya.model.router import Routing
-from openzaya.train.ablation import LinearScores, with_linear_routers
+from openzaya.train.ablation import exchange_parts
+from openzaya.train.ablation_recipe import AblationRecipe
 from openzaya.train.balancing import AuxiliaryLoss, Balancer
 from openzaya.train.beginning import starting_model
 from openzaya.train.config import PhaseRecipe, TrainConfig
@@ -53,6 +54,7 @@ class Learner:
     optimizer: MuonAdamW
     balancer: Balancer
     auxiliary: AuxiliaryLoss | None = None
+    ablation: AblationRecipe = field(default_factory=AblationRecipe)
 
     @classmethod
     def create(cls, config: TrainConfig, model_config: ZayaConfig, phase: PhaseRecipe | None = None) -> Learner:
@@ -68,7 +70,7 @@ class Learner:
         auxiliary = AuxiliaryLoss(model, weight) if config.balancing.method == "auxiliary" else None
         if phase.activation_checkpointing:
             checkpoint_blocks(model)
-        return cls(model.train(), optimizer, balancer, auxiliary)
+        return cls(model.train(), optimizer, balancer, auxiliary, config.ablation)
 
     @property
     def device(self) -> torch.device:
@@ -144,8 +146,7 @@ class Learner:
         """A model such as `model` was before adapters, with nothing in it."""
         with Unfilled(torch.float32, torch.device("cpu")):
             copy = ZayaForCausalLM(self.model.config, self.model.numerics)
-            if any(isinstance(module, LinearScores) for module in self.model.modules()):
-                with_linear_routers(copy)
+            exchange_parts(copy, self.ablation)
         return copy.eval()
 
     @torch.no_grad()

@@ -82,7 +82,7 @@ class Run:
     @property
     def exports(self) -> bool:
         """Whether phases leave checkpoint folders: not where the model fits no layout."""
-        return self.config.ablation.router == "mlp"
+        return self.config.ablation.fits_layout
 
     def states(self, phase: PhaseRecipe) -> Keeper:
         """Where the states of a phase are kept while it runs."""

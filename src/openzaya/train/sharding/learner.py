@@ -76,7 +76,7 @@ class ShardedLearner(Learner):
         if auxiliary is not None:
             auxiliary.total = meshes.sum_of_rows
         part = RowPart.of(meshes, model.config.convolution_history)
-        return cls(model.train(), optimizer, balancer, auxiliary, meshes, part)
+        return cls(model.train(), optimizer, balancer, auxiliary, config.ablation, meshes, part)
 
     # ---- a step ----
 
