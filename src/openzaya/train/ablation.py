@@ -107,6 +107,7 @@ class PartialProjection(CCAProjection):
     """CCA's projection without the mean of queries and keys, or without the value shift; the same parameters."""
 
     qk_mean = value_shift = True
+    is_whole = False
 
     def forward(self, x_BSD: Tensor, placement: Placement, cache: Cache | None) -> tuple[Tensor, Tensor, Tensor]:
         config, up = self.config, self.numerics.up
