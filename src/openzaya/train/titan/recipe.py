@@ -15,6 +15,7 @@ from torchtitan.tools.logging import logger
 
 from openzaya.data.packing import Batch
 from openzaya.model.config import ZayaConfig
+from openzaya.train.ablation_recipe import AblationRecipe
 from openzaya.train.config import CHECKPOINT, SCRATCH, PhaseRecipe, TrainConfig, read_train_config
 from openzaya.train.loop import Run
 from openzaya.train.schedule import total_steps
@@ -72,7 +73,7 @@ Assigned = Annotated[Any, tyro.conf.Fixed, tyro.conf.Suppress]
 def _check(config: TrainConfig, phase: PhaseRecipe) -> None:
     unknown = {
         "lora": config.lora is not None,
-        "ablation.router": config.ablation.router != "mlp",
+        "ablation": config.ablation != AblationRecipe(),
         "aggregation.refreshes": phase.aggregation is not None and phase.aggregation.refreshes > 0,
     }
     if wanted := [key for key, is_wanted in unknown.items() if is_wanted]:
