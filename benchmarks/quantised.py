@@ -1,23 +1,26 @@
-"""What each scheme of quantisation costs in quality, beside the unquantised model, on held-out problems.
+"""What each scheme of quantisation costs in quality, beside the unquantised model, on held-out problems and real text.
 
-    python benchmarks/quantised.py [--model tiny] [--problems 20] [--threads 1] [--out FILE]
+    python benchmarks/quantised.py [--model tiny] [--problems 20] [--text FILE…] [--passages 20] [--threads 1]
+        [--out FILE]
 
-Both models read the same held-out problems with their worked solutions. Compared are the places where the solution is
-written: the divergence of the distributions of the next token (nats), the share of places where the likeliest token is
-the same, and, for each layer, the share of tokens that the router sends to the same expert. Every scheme has two rows:
-its weights alone, and with activations rounded to 8 bits a token, as the compiled products compute. A row of bfloat16
-says what the usual format costs. Where a matrix is no multiple of a group, as in the bundled model, the largest group
-that divides it stands in. Two models are in memory at a time. The last rows compare types of keys and values in the
-compiled core, with weights of 8 bits, beside float32 there. Prints one JSON object.
+Both models read the same held-out problems with their worked solutions, and passages of text: of the files of --text,
+else of the standard library of this Python, evenly spread. Compared are the places where the solution is written, or
+all of a passage: the divergence of the distributions of the next token (nats), the share of places where the
+likeliest token is the same, and, for each layer, the share of tokens that the router sends to the same expert. Every
+scheme has two rows: its weights alone, and with activations rounded to 8 bits a token, as the compiled products
+compute. A row of bfloat16 says what the usual format costs. Where a matrix is no multiple of a group, as in the
+bundled model, the largest group that divides it stands in. Two models are in memory at a time. The last rows compare
+types of keys and values in the compiled core, with weights of 8 bits, beside float32 there. Prints one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -42,6 +45,9 @@ from openzaya.model.quantised.scheme import SCHEMES, W8, Scheme
 from openzaya.model.router import Routing
 from openzaya.problems import generate
 
+Examples = dict[str, list[Example]]
+"""By kind: problems and text."""
+_PASSAGE = 512
 FAMILIES = {"linear_equation": (7, 9), "sorting": (4, 5), "arithmetic_chain": (8, 8)}
 """Those of the bundled model's card, with the same difficulties."""
 
@@ -51,16 +57,20 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.set_grad_enabled(False)
     folder = find_model(arguments.model)
-    examples = held_out(folder, arguments.problems)
+    files = arguments.text or sorted(Path(os.__file__).parent.glob("*.py"))
+    examples = {
+        "problems": held_out(folder, arguments.problems),
+        "text": passages(folder, files, arguments.passages),
+    }
     truth = load_model(folder, dtype="float32")
-    rows = [{"scheme": "bfloat16", **compare(truth, load_model(folder, dtype="bfloat16"), examples)}]
+    rows = [{"scheme": "bfloat16", **compare_all(truth, load_model(folder, dtype="bfloat16"), examples)}]
     rows += [row for scheme in SCHEMES for row in rows_of(scheme, folder, truth, examples)]
     rows += keys_and_values(folder, examples)
     report = {
         "benchmark": "quantised",
         "unit": "divergence in nats; shares of places (likeliest token) and of tokens (routing, a value a layer)",
         "settings": {name: str(value) for name, value in vars(arguments).items()},
-        "places": sum(int(example.learned.sum()) for example in examples),
+        "places": {name: sum(int(one.learned.sum()) for one in some) for name, some in examples.items()},
         "machine": {"processor": platform.processor() or platform.machine(), "torch": torch.__version__},
         "rows": rows,
     }
@@ -75,6 +85,8 @@ def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny", help="a folder, a hub id, or tiny")
     parser.add_argument("--problems", type=int, default=20, help="of each family")
+    parser.add_argument("--text", type=Path, nargs="+", help="files of text, UTF-8")
+    parser.add_argument("--passages", type=int, default=20, help=f"of {_PASSAGE} tokens each")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, help="a file for the same JSON")
     return parser.parse_args()
@@ -91,7 +103,19 @@ def held_out(folder: Path, count: int) -> list[Example]:
     return [plain_example(problem, tokenizer, template) for problem in problems]
 
 
-def rows_of(scheme: Scheme, folder: Path, truth: ZayaForCausalLM, examples: list[Example]) -> Iterator[dict[str, Any]]:
+def passages(folder: Path, files: Sequence[Path], count: int) -> list[Example]:
+    """From the middles of `count` of the files that are long enough. Raises ValueError where none is."""
+    tokenizer = Tokenizer.from_folder(folder)
+    texts = [file.read_text(encoding="utf-8") for file in files]
+    long = [text for text in texts if len(text) > 8 * _PASSAGE]
+    if not long:
+        raise ValueError(f"none of {len(files)} files has {8 * _PASSAGE} characters; name longer ones with --text")
+    chosen = [long[place * len(long) // count] for place in range(min(count, len(long)))]
+    pieces = [tokenizer.encode(text[len(text) // 2 :][: 8 * _PASSAGE])[:_PASSAGE] for text in chosen]
+    return [Example(np.array(ids, dtype=np.int32), np.ones(len(ids), dtype=bool)) for ids in pieces]
+
+
+def rows_of(scheme: Scheme, folder: Path, truth: ZayaForCausalLM, examples: Examples) -> Iterator[dict[str, Any]]:
     size, note = None, {}
     with tempfile.TemporaryDirectory() as room:
         try:
@@ -101,9 +125,9 @@ def rows_of(scheme: Scheme, folder: Path, truth: ZayaForCausalLM, examples: list
         except ValueError as error:
             model, note = with_rounded_matrices(folder, scheme), {"stands_in": str(error)}
     facts = {"scheme": str(scheme), "bytes": size, **note}
-    yield {**facts, "activations": "float32", **compare(truth, model, examples)}
+    yield {**facts, "activations": "float32", **compare_all(truth, model, examples)}
     with rounded_activations(model):
-        yield {**facts, "activations": "int8", **compare(truth, model, examples)}
+        yield {**facts, "activations": "int8", **compare_all(truth, model, examples)}
 
 
 def with_rounded_matrices(folder: Path, scheme: Scheme) -> ZayaForCausalLM:
@@ -128,8 +152,12 @@ class Tally:
     same_expert: list[list[Tensor]] = field(default_factory=list)
 
 
+def compare_all(truth: ZayaForCausalLM, model: ZayaForCausalLM, examples: Examples) -> dict[str, Any]:
+    return {name: compare(truth, model, some) for name, some in examples.items()}
+
+
 def compare(truth: ZayaForCausalLM, model: ZayaForCausalLM, examples: list[Example]) -> dict[str, Any]:
-    """The figures of one row."""
+    """The figures of one row on one kind of example."""
     tally = Tally()
     for example in examples:
         ids = torch.from_numpy(example.ids).long()[None]
@@ -153,18 +181,25 @@ def figures(tally: Tally) -> dict[str, float]:
     }
 
 
-def keys_and_values(folder: Path, examples: list[Example]) -> Iterator[dict[str, Any]]:
+def keys_and_values(folder: Path, examples: Examples) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as room:
         quantise_checkpoint(folder, Path(room) / "q", W8)
         cores = {name: ServedContainer(Path(room) / "q", 1, KV_DTYPES[name]) for name in ("float32", "float16", "int8")}
         for name in ("float16", "int8"):
-            tally = Tally()
-            for example in examples:
-                places = torch.from_numpy(example.learned)[1:]
-                expected, found = (read_in_core(cores[kv], example)[places] for kv in ("float32", name))
-                tally.divergence.append((expected.exp() * (expected - found)).sum(dim=1))
-                tally.same_token.append(expected.argmax(1) == found.argmax(1))
-            yield {"scheme": "w8", "executor": "compiled", "keys_and_values": name, **figures(tally)}
+            found = {
+                kind: figures(compare_in_core(cores["float32"], cores[name], some)) for kind, some in examples.items()
+            }
+            yield {"scheme": "w8", "executor": "compiled", "keys_and_values": name, **found}
+
+
+def compare_in_core(truth: ServedContainer, served: ServedContainer, examples: list[Example]) -> Tally:
+    tally = Tally()
+    for example in examples:
+        places = torch.from_numpy(example.learned)[1:]
+        expected, found = (read_in_core(one, example)[places] for one in (truth, served))
+        tally.divergence.append((expected.exp() * (expected - found)).sum(dim=1))
+        tally.same_token.append(expected.argmax(1) == found.argmax(1))
+    return tally
 
 
 def read_in_core(served: ServedContainer, example: Example) -> Tensor:
@@ -175,7 +210,7 @@ def read_in_core(served: ServedContainer, example: Example) -> Tensor:
     pool.reserve(slot, len(example))
     slots = np.array([slot])
     steps = (executor.step(StepBatch(slots, np.array([token]))) for token in example.ids[:-1])
-    return torch.cat([step.decode_logits for step in steps]).log_softmax(dim=-1)
+    return torch.cat([step.decode_logits.clone() for step in steps]).log_softmax(dim=-1)
 
 
 def read(model: ZayaForCausalLM, ids: Tensor, places: Tensor) -> tuple[Tensor, Routing]:

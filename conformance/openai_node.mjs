@@ -1,6 +1,8 @@
 // The openai package for Node.
 import assert from "node:assert/strict";
 import OpenAI from "openai";
+import { zodResponseFormat } from "openai/helpers/zod";
+import { z } from "zod";
 
 const client = new OpenAI({ baseURL: process.env.BASE_URL, apiKey: "none", maxRetries: 1 });
 const model = "zaya";
@@ -28,6 +30,19 @@ const checks = {
   async errors() {
     await assert.rejects(client.chat.completions.create({ model: "other", messages }), OpenAI.NotFoundError);
     await assert.rejects(client.chat.completions.create({ model, messages, temperature: 9 }), OpenAI.BadRequestError);
+  },
+  async parse() {
+    const response_format = zodResponseFormat(z.object({ answer: z.number() }), "answer");
+    const reply = await client.chat.completions.parse({ model, messages, response_format });
+    assert.deepEqual(reply.choices[0].message.parsed, { answer: 42 });
+  },
+  async retries() {
+    const ask = () => [{ role: "user", content: `Fail once: ${crypto.randomUUID()}` }];
+    const reply = await client.chat.completions.create({ model: `${model}@single`, messages: ask() });
+    assert.equal(reply.choices[0].message.content, expected);
+    const impatient = client.withOptions({ maxRetries: 0 });
+    const once = impatient.chat.completions.create({ model: `${model}@single`, messages: ask() });
+    await assert.rejects(once, OpenAI.InternalServerError);
   },
   async responses() {
     const reply = await client.responses.create({ model, input: "What is 40 plus 2?" });

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 
 import openai
 from pydantic import BaseModel
@@ -84,6 +85,20 @@ def errors() -> None:
             raise AssertionError(f"no {expected.__name__}")
 
 
+def retries() -> None:
+    ask = [{"role": "user", "content": f"Fail once: {uuid.uuid4()}"}]
+    reply = client.chat.completions.with_raw_response.create(model=f"{MODEL}@single", messages=ask)
+    assert reply.http_request.headers.get("x-stainless-retry-count", "1") == "1"  # the oldest does not say it
+    assert reply.parse().choices[0].message.content == "The answer is \\boxed{42}."
+    try:
+        ask[0]["content"] = f"Fail once: {uuid.uuid4()}"
+        client.with_options(max_retries=0).chat.completions.create(model=f"{MODEL}@single", messages=ask)
+    except openai.InternalServerError:
+        pass
+    else:
+        raise AssertionError("no InternalServerError")
+
+
 def responses() -> None:
     if not hasattr(client, "responses"):
         print("  (this version has no responses)")
@@ -111,6 +126,6 @@ def background() -> None:
     client.responses.delete(first[0].response.id)
 
 
-for check in (chat, stream, tools, parse, completions, models, errors, responses, background):
+for check in (chat, stream, tools, parse, completions, models, errors, retries, responses, background):
     check()
     print(f"openai {openai.__version__}: {check.__name__} passed", flush=True)

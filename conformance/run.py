@@ -40,12 +40,16 @@ class Suite:
     packages: Sequence[str]
     command: Sequence[str]
     node: bool = False
+    bundled: bool = False
+    """The service runs the bundled model, and not over the scripted upstream."""
+    environment: str | None = None
+    """Whose environment it shares; None: one of its own."""
 
 
 SUITES = {
     "openai-oldest": Suite(["openai==1.40.0", "httpx<0.28", "pydantic>=2"], ["{python}", "openai_python.py"]),
     "openai-newest": Suite(["openai", "pydantic>=2"], ["{python}", "openai_python.py"]),
-    "openai-node": Suite(["openai"], ["node", "openai_node.mjs"], node=True),
+    "openai-node": Suite(["openai", "zod"], ["node", "openai_node.mjs"], node=True),
     "schemathesis": Suite(
         ["schemathesis"],
         [
@@ -54,7 +58,11 @@ SUITES = {
             "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance",
         ],
     ),
-    "lm-eval": Suite(["lm-eval[api]", "tiktoken"], ["{python}", "lm_eval_tasks.py"]),
+    "lm-eval": Suite(["lm-eval[api]", "tiktoken", "transformers"], ["{python}", "lm_eval_tasks.py"]),
+    "lm-eval-likelihood": Suite(
+        ["lm-eval[api]", "tiktoken", "transformers"], ["{python}", "lm_eval_likelihood.py"],
+        bundled=True, environment="lm-eval",
+    ),
     "inspect": Suite(["inspect_ai", "openai"], ["{python}", "inspect_task.py"]),
     "litellm": Suite(["litellm", "mcp"], ["{python}", "litellm_client.py"]),
 }  # fmt: skip
@@ -77,7 +85,7 @@ def main() -> int:
 def run(name: str, python: str) -> int:
     """Install and run one suite; its exit status."""
     suite = SUITES[name]
-    folder = ENVIRONMENTS / name
+    folder = ENVIRONMENTS / (suite.environment or name)
     if suite.node:
         if shutil.which("npm") is None:
             print("there is no npm here (Debian: npm)")
@@ -91,16 +99,20 @@ def run(name: str, python: str) -> int:
             venv.create(folder, with_pip=True)
         install = [folder / "bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
         subprocess.run([*install, *suite.packages], check=True)
-    with serving(python, folder) as (url, log):
+    with serving(python, folder, bundled=suite.bundled) as (url, log):
         words = {"python": str(folder / "bin/python"), "bin": str(folder / "bin"), "root_url": url}
         command = [word.format(**words) for word in suite.command]
-        environment = {**os.environ, "BASE_URL": f"{url}/v1", "UPSTREAM_LOG": str(log), "OPENAI_API_KEY": "none"}
+        environment = {
+            **os.environ, "BASE_URL": f"{url}/v1", "UPSTREAM_LOG": str(log), "OPENAI_API_KEY": "none",
+            "TOKENIZER": str(ROOT / "src/openzaya/bundled/zaya1-tiny"),
+        }  # fmt: skip
         return subprocess.run(command, cwd=folder if suite.node else HERE, env=environment, check=False).returncode
 
 
 @contextmanager
-def serving(python: str, folder: Path) -> Iterator[tuple[str, Path]]:
-    """The URL of a service over the scripted upstream, and the file to which that writes what it is asked."""
+def serving(python: str, folder: Path, *, bundled: bool = False) -> Iterator[tuple[str, Path]]:
+    """The URL of a service over the scripted upstream, and the file to which that writes what it is asked; with
+    `bundled` of one that runs the bundled model."""
     log = folder / "upstream.jsonl"
     config = folder / "serve.toml"
     config.write_text(CONFIG, encoding="utf-8")
@@ -110,7 +122,8 @@ def serving(python: str, folder: Path) -> Iterator[tuple[str, Path]]:
     )
     assert upstream.stdout is not None
     address = json.loads(upstream.stdout.readline())["url"]
-    command = [python, "-m", "openzaya", "serve", "--port", "0", "--backend", address, "--config", config]
+    source = [] if bundled else ["--backend", address, "--config", config]
+    command = [python, "-m", "openzaya", "serve", "--port", "0", *source]
     service = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         assert service.stderr is not None

@@ -7,17 +7,22 @@ import sys
 import threading
 from pathlib import Path
 
-from fake_openai import FakeServer, Reply, Request, ToolCall
+from fake_openai import Failure, FakeServer, Reply, Request, ToolCall
 
 
 def main(log: Path) -> None:
     writing = threading.Lock()
     kept = log.open("w", encoding="utf-8")
+    failed: set[str] = set()
 
-    def script(request: Request) -> Reply:
+    def script(request: Request) -> Reply | Failure:
+        asked = str(request.body.get("messages"))
         with writing:
             kept.write(json.dumps(request.body) + "\n")
             kept.flush()
+            if "Fail once" in asked and asked not in failed:
+                failed.add(asked)
+                return Failure(status=401)  # which the service does not try again: its client is told
         return answer(request)
 
     with FakeServer(script, token_ids=True) as server:

@@ -6,8 +6,9 @@
     --theirs "python benchmarks/peers/run_llama.py BUILD/bin MODEL.gguf"
 
 Each round runs both, so that both meet the same weather of the machine; who goes first changes from round to round. A
-ratio is our median over theirs; its spread is over the ratios within the rounds. Either side may also be the name of a
-.json file with a report that was made before: then it counts as the same in every round, and only the other side runs.
+ratio is our median over theirs; its spread is over the ratios within the rounds. FILE has what the rounds so far gave,
+anew after each. Either side may also be the name of a .json file with a report that was made before: then it counts as
+the same in every round, and only the other side runs.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,16 +33,17 @@ Rates = dict[str, float]
 
 def main() -> None:
     arguments = read_arguments()
+    text = ""
     try:
-        report = compare(arguments.ours, arguments.theirs, arguments.rounds)
+        for report in compare(arguments.ours, arguments.theirs, arguments.rounds):
+            text = json.dumps(report, indent=2)
+            if arguments.out is not None:
+                partial = arguments.out.with_name(f".{arguments.out.name}.partial")
+                partial.write_text(text + "\n", encoding="utf-8")
+                partial.replace(arguments.out)
     except (OSError, ValueError) as error:
         sys.exit(str(error))
-    text = json.dumps(report, indent=2)
     print(text)
-    if arguments.out is not None:
-        partial = arguments.out.with_name(f".{arguments.out.name}.partial")
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(arguments.out)
 
 
 def read_arguments() -> argparse.Namespace:
@@ -56,8 +58,8 @@ def read_arguments() -> argparse.Namespace:
     return arguments
 
 
-def compare(ours: str, theirs: str, rounds: int) -> dict[str, Any]:
-    """Run both sides in turn; raises ValueError where one fails or nothing of them compares."""
+def compare(ours: str, theirs: str, rounds: int) -> Iterator[dict[str, Any]]:
+    """Run both sides in turn, a report after each round; raises ValueError where one fails or nothing compares."""
     reports: dict[str, list[dict[str, Any]]] = {ours: [], theirs: []}
     loads = []
     began = time.monotonic()
@@ -68,6 +70,12 @@ def compare(ours: str, theirs: str, rounds: int) -> dict[str, Any]:
             reports[side].append(report_of(side))
         left = (time.monotonic() - began) / (number + 1) * (rounds - number - 1)
         print(f"round {number + 1} of {rounds}, {left / 60:.0f} min left", file=sys.stderr)
+        yield report_of_rounds(ours, theirs, reports, loads)
+
+
+def report_of_rounds(
+    ours: str, theirs: str, reports: dict[str, list[dict[str, Any]]], loads: Sequence[float]
+) -> dict[str, Any]:
     figures = ratios(
         [rates_of_openzaya(report) for report in reports[ours]], [rates_of_peer(report) for report in reports[theirs]]
     )
@@ -77,8 +85,8 @@ def compare(ours: str, theirs: str, rounds: int) -> dict[str, Any]:
         "peer": last["peer"],
         "unit": "tokens a second; medians of the rounds",
         "figures": figures,
-        "rounds": rounds,
-        "load_before_each_round": loads,
+        "rounds": len(loads),
+        "load_before_each_round": list(loads),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.platform(terse=True)},
         "commands": {"driver": shlex.join(sys.argv), "ours": ours, "theirs": theirs},

@@ -86,9 +86,12 @@ def test_sides_take_turns_and_every_round_is_kept(tmp_path: Path) -> None:
         )
         return f"{sys.executable} {program}"
 
-    report = compare.compare(
+    rounds = []
+    for report in compare.compare(
         side("ours", openzaya_report(50, 100, 25, 400)), side("theirs", peer_report(40, 50, 10, 100)), 3
-    )
+    ):
+        rounds.append(report["rounds"])
+    assert rounds == [1, 2, 3]
     assert turns.read_text(encoding="utf-8").split() == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
     assert {name: figure["ratio"]["median"] for name, figure in report["figures"].items()} == {
         "prefill, tokens 480": 4, "decode, rows 1, context 480": 1.25, "decode, rows 16, context 480": 2,
@@ -101,7 +104,7 @@ def test_a_report_made_before_stands_for_a_command(tmp_path: Path) -> None:
     ours, theirs = tmp_path / "ours.json", tmp_path / "theirs.json"
     ours.write_text(json.dumps(openzaya_report(50, 100, 25, 400)), encoding="utf-8")
     theirs.write_text(json.dumps(peer_report(50, 100, 25, 400)), encoding="utf-8")
-    report = compare.compare(str(ours), str(theirs), 2)
+    *_, report = compare.compare(str(ours), str(theirs), 2)
     assert {figure["ratio"]["median"] for figure in report["figures"].values()} == {1}
 
 

@@ -10,6 +10,8 @@ import pytest
 from typer.testing import Result
 
 from openzaya.cli import bench
+from openzaya.mrsa import preset
+from openzaya.serve.load import Settings
 
 Program = Callable[..., Result]
 
@@ -124,3 +126,25 @@ def test_where_there_is_no_terminal_progress_comes_every_ten_seconds_with_what_i
 def test_a_figure_is_shown_with_its_spread() -> None:
     assert bench.spread({"median": 1234.5, "low": 0.123, "high": 2000.0}) == "1,234 [0.12, 2,000]"
     assert bench.spread(None) == "-"
+
+
+def test_orchestrate_is_by_default_the_load_that_it_is_named_for() -> None:
+    load = Settings()
+    config = preset(load.preset)
+    assert (load.jobs, load.chunks, config.candidates, config.rounds) == (64, 512, 16, 2)
+    assert load.rollouts == 64 * (3 * 16 + 1)
+
+
+def test_orchestrate_tells_what_the_service_costs(openzaya_program: Program, tmp_path: Path) -> None:
+    kept = tmp_path / "orchestrate.json"
+    small = ["--jobs", 2, "--preset", "light", "--chunks", 6]
+    result = openzaya_program("bench", "orchestrate", *small, "--save", kept)
+    report = json.loads(kept.read_text())
+    assert (report["rollouts"], report["chunks"]) == (2 * 25, 2 * 25 * 6)
+    for figure in ("microseconds_a_chunk", "milliseconds_a_rollout", "times_reading_alone", "cpu_seconds"):
+        assert report[figure] > 0
+    assert report["milliseconds_a_rollout"] == pytest.approx(6e-3 * report["microseconds_a_chunk"])
+    assert report["memory"]["tokens_of_tails_a_job"] == 8 * 6
+    assert report["memory"]["bytes_in_the_store_a_job"] > 0
+    assert "2 requests of the preset light: 50 rollouts of 6 pieces" in result.stdout
+    assert "48 tokens" in result.stdout

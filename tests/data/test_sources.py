@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import bz2
 import gzip
 import json
@@ -93,6 +94,12 @@ def test_files_come_in_the_order_of_the_patterns_and_each_once(tmp_path: Path) -
     recipe = CorpusRecipe(format="jsonl", paths=[str(tmp_path / "c.jsonl"), str(tmp_path / "*.jsonl")])
     rows = [row for _position, row in open_source(recipe).rows()]
     assert [row["text"] for row in rows if row] == ["c", "a", "b"]
+
+
+def test_the_standard_library_of_this_python_is_text_to_read() -> None:
+    (first, second) = open_source(CorpusRecipe(format="text", paths=("{stdlib}/this.py", "{stdlib}/ast.p[y]"))).rows()
+    assert first[1]["text"].startswith("s = ")
+    assert second[1]["text"] == Path(ast.__file__).read_text(encoding="utf-8")
 
 
 def test_the_fingerprint_tells_changed_files_and_does_not_mind_where_they_lie(tmp_path: Path) -> None:

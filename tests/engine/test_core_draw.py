@@ -12,7 +12,7 @@ from engine_models import SAMPLING
 from openzaya.engine.core import draw
 from openzaya.engine.core.products import Core
 from openzaya.engine.params import SamplingParams
-from openzaya.engine.sampling import sample, uniforms
+from openzaya.engine.sampling import logprobs, sample, uniforms
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +44,17 @@ def test_tokens_are_those_of_sampling(cores, data):
     params = [data.draw(some) for _ in range(rows)]
     seeds, places = np.arange(seed, seed + rows, dtype=np.uint64), np.arange(rows)
     expected = sample(logits, params, seeds, places)
+    counts = data.draw(st.lists(st.integers(0, 30), min_size=rows, max_size=rows), label="counts")
     for core in cores:
         np.testing.assert_array_equal(draw.sample(core, logits, params, seeds, places), expected)
         tokens = draw.certain(core, logits, params, uniforms(seeds, places))
         np.testing.assert_array_equal(tokens[tokens >= 0], expected[tokens >= 0])
+        records = draw.logprobs(core, logits, expected, counts)
+        for record, other in zip(records, logprobs(logits, expected, counts), strict=True):
+            assert record.token_id == other.token_id
+            assert [token for token, _ in record.top] == [token for token, _ in other.top]
+            values, others = ([one.logprob, *(value for _, value in one.top)] for one in (record, other))
+            np.testing.assert_allclose(values, others, rtol=2e-6, atol=2e-5)
 
 
 @pytest.mark.parametrize("params", SAMPLING, ids=repr)
@@ -78,6 +85,14 @@ def test_rows_that_rounding_could_decide_are_left_to_sampling(cores):
         for wrong in (np.nan, np.inf):
             assert token(torch.tensor([[0.0, wrong]]), greedy, 0.3) == -1
         assert token(torch.tensor([[0.0, -np.inf]]), even, 0.9999) == 0
+
+
+def test_log_probabilities_of_scores_that_are_no_numbers_are_those_of_sampling(cores):
+    logits = torch.tensor([[0.0, np.nan, 1.0], [0.0, 2.0, 1.0]])
+    for core in cores:
+        records = draw.logprobs(core, logits, np.array([0, 1]), [0, 2])
+        assert np.isnan(records[0].logprob)
+        assert [token for token, _ in records[1].top] == [1, 2]
 
 
 def test_arguments_that_do_not_fit_each_other_are_refused(cores):

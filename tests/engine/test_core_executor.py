@@ -8,12 +8,12 @@ import torch
 
 from core_models import SHAPE, decided_model, quantised
 from engine_models import generation, prompt, run
-from openzaya.engine.core import plan
+from openzaya.engine.core import library, plan
 from openzaya.engine.core.executor import CompiledExecutor, QuantisedWeights
 from openzaya.engine.core.products import Core
 from openzaya.engine.executor import PromptChunk, StepBatch, TorchExecutor
 from openzaya.engine.params import SamplingParams
-from openzaya.engine.sampling import sample
+from openzaya.engine.sampling import logprobs, sample
 from openzaya.engine.scheduler import Scheduler, slots_for
 from openzaya.engine.state import StatePool
 from openzaya.model.router import Routing
@@ -145,7 +145,41 @@ def test_the_executor_draws_the_tokens_of_sampling_from_the_scores_of_a_step(cas
         slots = np.array([opened(executor, 40) for _ in range(8)])
         logits = executor.step(StepBatch(slots, np.arange(8) + 5)).decode_logits
         drawn = executor.sample(logits, params, seeds, places)
+        records = executor.logprobs(logits[:5], drawn[:5], [0, 1, 3, 20, 2])
     np.testing.assert_array_equal(drawn, sample(logits, params, seeds, places))
+    for record, expected in zip(records, logprobs(logits[:5], drawn[:5], [0, 1, 3, 20, 2]), strict=True):
+        assert record.token_id == expected.token_id
+        assert record.logprob == pytest.approx(expected.logprob, abs=1e-5)
+        assert [token for token, _ in record.top] == [token for token, _ in expected.top]
+
+
+def test_a_step_finds_the_highest_score_of_every_block_of_every_row(variants):
+    config = SHAPE.with_(vocab_size=2 * library.BLOCK + 40)
+    random = np.random.default_rng(0)
+    for bits in (4, 8):
+        weights = quantised(decided_model(config), bits)
+        for threads, variant in zip((1, 2, 3, 2, 1), variants):
+            with Core(threads=threads, variant=variant) as core:
+                executor = CompiledExecutor(weights, pool_of(config), core)
+                slots = np.array([opened(executor, 8) for _ in range(3)])
+                for rows in (3, 1, 2):
+                    batch = StepBatch(slots[:rows], random.integers(0, config.vocab_size, rows))
+                    logits = executor.step(batch).decode_logits
+                    tops = executor._tops_of(logits)[:rows]
+                    blocks = np.pad(logits, ((0, 0), (0, library.BLOCK - 40)), constant_values=-np.inf)
+                    np.testing.assert_array_equal(tops, blocks.reshape(rows, 3, -1).max(axis=2))
+                    assert executor._tops_of(logits.clone()) is None
+
+
+def test_a_prompt_keeps_its_scores_when_the_next_step_writes_its_own(case):
+    model, weights = case
+    with Core(threads=1) as core:
+        executor = CompiledExecutor(weights, pool_of(model.config), core)
+        slot = opened(executor, 40)
+        (kept,) = executor.step(StepBatch(chunks=[PromptChunk(slot, [3, 4, 5], True)])).chunk_logits
+        before = kept.clone()
+        executor.step(StepBatch(np.array([slot]), np.array([6])))
+    np.testing.assert_array_equal(kept, before)
 
 
 def test_the_scheduler_speaks_the_same_tokens_whatever_the_batch_the_chunks_and_the_memory(case, variants):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import core_reference as reference
 from engine_models import SHAPES, small_model
-from openzaya.engine.core import build, plan
+from openzaya.engine.core import build, library, plan
 from openzaya.engine.core.batch import Batch
 from openzaya.engine.core.plan import QuantisedWeights, Rotary, Tensors, refusal
 from openzaya.engine.core.products import Core, address
@@ -156,18 +156,21 @@ def test_kept_vectors_are_the_nearest_ones(cores, name):
         layer.projected = [projected]
         slot = layer.open()
         layer.run([slot], [0], [LENGTH])
-        first_head = layer.pool.values[0, layer.pool.tables[slot, :3], 0].flatten(0, 1)
-        own_TC, stored = projected[:, -16:-8], first_head[:LENGTH].numpy()
+        first_head = layer.pool.values[0, layer.pool.tables[slot, :3], 0]
+        own_TC = projected[:, -16:-8]
         if kv == torch.float16:
             finite = np.clip(own_TC, -65504, 65504)
             expected = np.where(np.isfinite(own_TC), finite, own_TC).astype(np.float16)
-            np.testing.assert_array_equal(stored, expected)
+            np.testing.assert_array_equal(first_head.flatten(0, 1)[:LENGTH], expected)
         else:
             spoilt_T = ~np.isfinite(own_TC).all(axis=1)
-            scales_T = np.ascontiguousarray(stored[:, 8:]).view(np.float32)[:, 0]
+            # Of a page four places of each channel lie together, and all scales behind the codes.
+            page_bytes = first_head.flatten(1).numpy()
+            stored_TC = page_bytes[:, : 8 * PAGE].reshape(3, PAGE // 4, 8, 4).swapaxes(2, 3).reshape(-1, 8)[:LENGTH]
+            scales_T = np.ascontiguousarray(page_bytes[:, 8 * PAGE :]).view(np.float32).flatten()[:LENGTH]
             codes_TC, expected_T = reference.quantised(own_TC[~spoilt_T])
             np.testing.assert_array_equal(scales_T[~spoilt_T], expected_T)
-            np.testing.assert_array_equal(stored[~spoilt_T, :8], codes_TC)
+            np.testing.assert_array_equal(stored_TC[~spoilt_T], codes_TC)
             assert spoilt_T.any()
             assert np.isnan(scales_T[spoilt_T]).all()
 
@@ -297,4 +300,5 @@ def test_the_limits_of_a_shape_are_the_sizes_of_the_arrays_in_c():
     found = re.findall(r"kMost(\w+) = (\d+)", (build.SOURCES / "layer.h").read_text(encoding="utf-8"))
     limits = {name: int(size) for name, size in found}
     assert len(limits) == 6
+    assert f"#define OZ_BLOCK {library.BLOCK}\n" in (build.SOURCES / "abi.h").read_text(encoding="utf-8")
     assert limits == {name: getattr(plan, f"_MOST_{name.upper()}") for name in limits}

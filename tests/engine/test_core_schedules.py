@@ -43,7 +43,7 @@ class Recorder:
         memory = pages * sizes.page_bytes + slots * sizes.slot_bytes
         self.pool = StatePool(weights.config, memory=memory, slots=slots, kv=kv)
         self._inner, self._held, self.forks = CompiledExecutor(weights, self.pool, core), {}, 0
-        self.seen, self.sample = [], self._inner.sample
+        self.seen, self.sample, self.logprobs = [], self._inner.sample, self._inner.logprobs
         self._open, self._fork = self.pool.open, self.pool.fork
         self.pool.open, self.pool.fork = self.open, self.fork
 
@@ -63,7 +63,7 @@ class Recorder:
         result = self._inner.step(batch)
         for place, (slot, token) in enumerate(zip(batch.decode_slots.tolist(), batch.decode_ids.tolist())):
             self._held[slot] += (token,)
-            self.seen.append((self._held[slot], result.decode_logits[place].numpy()))
+            self.seen.append((self._held[slot], result.decode_logits[place].numpy().copy()))
         for chunk, logits in zip(batch.chunks, result.chunk_logits):
             self._held[chunk.slot] += tuple(chunk.ids)
             if logits is not None:

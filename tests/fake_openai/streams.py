@@ -100,6 +100,8 @@ class ReplyWriter:
         """The documents of the stream, as vLLM orders them: text, tool calls, finish reason, usage."""
         reply = self._reply
         chunks = [self._chunk({"role": "assistant", "content": ""}, [])] if self._chat else []
+        if self._request.body.get("echo"):
+            chunks.append(self._echo(self._request.body["prompt"]))
         for start in range(0, len(self._kept), reply.tokens_per_chunk):
             group = self._kept[start : start + reply.tokens_per_chunk]
             delta: dict[str, Any] = {}
@@ -132,6 +134,16 @@ class ReplyWriter:
         if self._request.body.get("logprobs") not in (None, False) and tokens:
             choice["logprobs"] = self._logprobs(tokens)
         return {"id": f"fake-{self._request.index}", "object": "chat.completion.chunk", "choices": [choice]}
+
+    def _echo(self, prompt: str | list[int]) -> dict[str, Any]:
+        """The prompt as the beginning of its completion; nothing predicts its first token."""
+        words = self._server.tokenizer
+        ids = words.encode(prompt) if isinstance(prompt, str) else prompt
+        tokens = [_Token(index, text, "content") for index, text in zip(ids, words.texts(ids), strict=True)]
+        chunk = self._chunk({"content": "".join(token.text for token in tokens)}, tokens)
+        if logprobs := chunk["choices"][0].get("logprobs"):
+            logprobs["token_logprobs"][0] = logprobs["top_logprobs"][0] = None
+        return chunk
 
     def _logprobs(self, tokens: list[_Token]) -> dict[str, Any]:
         texts = [token.text for token in tokens]

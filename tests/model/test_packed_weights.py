@@ -219,7 +219,7 @@ def test_a_gpu_without_triton_is_refused_with_the_remedy(monkeypatch):
 
 def test_a_model_is_not_begun_on_a_gpu_without_triton(folder_of, monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.setattr("openzaya.model.checkpoint._usable", torch.device)
+    monkeypatch.setattr("openzaya.model.checkpoint.usable_device", torch.device)
     with pytest.raises(ValueError, match="pip install triton"):
         load_model(folder_of(533, W8), device="cuda", packed=True)
 

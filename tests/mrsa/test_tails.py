@@ -72,9 +72,7 @@ def test_a_character_that_the_cut_splits_is_dropped() -> None:
 
 
 def test_a_character_that_the_end_of_a_cut_stream_splits_is_dropped() -> None:
-    reply = with_ids("thinking of 😀")
-    reply.reasoning = "thinking of "
-    reply.reasoning_ids = reply.reasoning_ids[:-2]
+    reply = Reply(reasoning="thinking of ", reasoning_ids=with_ids("thinking of 😀").reasoning_ids[:-2])
     assert cut(reply, 6).text == " of "
 
 

@@ -55,4 +55,14 @@ def _schemas() -> dict[str, Any]:
     text = path.read_text(encoding="utf-8")
     # The paths and examples are most of the document, and nothing here needs them.
     whole = yaml.load(text[text.index("\ncomponents:") :], Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    return {"components": {"schemas": whole["components"]["schemas"]}}
+    return {"components": {"schemas": _with_nulls(whole["components"]["schemas"])}}
+
+
+def _with_nulls(schema: Any) -> Any:
+    """The same in the words of JSON schema where the older ones of OpenAPI 3.0 say that a value may be null."""
+    if isinstance(schema, list):
+        return [_with_nulls(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inner = {name: _with_nulls(value) for name, value in schema.items() if name != "nullable"}
+    return {"anyOf": [inner, {"type": "null"}]} if schema.get("nullable") is True else inner

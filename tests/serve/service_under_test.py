@@ -36,7 +36,6 @@ def talk(
             async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers) as client:
                 return await use(client)
         finally:
-            await app.state.runs.aclose()
             await app.state.jobs.aclose()
             await backend.aclose()
 

@@ -17,6 +17,7 @@ from openzaya.serve.budgets import Bucket, Budgets
 from openzaya.serve.config import Key, make_config
 from openzaya.serve.errors import ApiError
 from openzaya.serve.keys import hashed
+from openzaya.serve.server import watch_upstreams
 from openzaya.serve.service import Service
 
 BODY = {"model": "zaya", "messages": QUESTION}
@@ -151,19 +152,27 @@ def test_an_upstream_that_is_gone_is_put_aside_and_taken_again_when_it_is_back()
 
 
 def test_readiness_says_whether_an_upstream_answers() -> None:
+    async def until(client: httpx.AsyncClient, status: int) -> int:
+        """The status of liveness once readiness has this one."""
+        while (await client.get("/health/ready")).status_code != status:
+            await asyncio.sleep(0.01)
+        return (await client.get("/health/live")).status_code
+
     async def run() -> list[int]:
-        backend = OpenAIBackend([server.url])
-        await backend.discover()
-        service = Service(make_config({"mrsa": SMALL}), backend)
-        app = create_app(service)
-        statuses = []
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
-            for reachable in (True, False):
-                service.reachable = reachable
-                statuses.append((await client.get("/health/ready")).status_code)
-                statuses.append((await client.get("/health/live")).status_code)
+        with FakeServer(thinker) as server:
+            backend = OpenAIBackend([server.url], backoff=0.01, connect_timeout=1)
+            await backend.discover()
+            service = Service(make_config({"mrsa": SMALL, "health_check": 0.02}), backend)
+            transport = httpx.ASGITransport(create_app(service))
+            client = httpx.AsyncClient(transport=transport, base_url="http://localhost")
+            watching = asyncio.create_task(watch_upstreams(service))
+            statuses = [await until(client, 200)]
+        statuses.append(await until(client, 503))
+        with FakeServer(thinker, port=server.port):
+            statuses.append(await until(client, 200))
+        watching.cancel()
+        await client.aclose()
         await backend.aclose()
         return statuses
 
-    with FakeServer(thinker) as server:
-        assert asyncio.run(run()) == [200, 200, 503, 200]
+    assert asyncio.run(asyncio.wait_for(run(), 30)) == [200, 200, 200]

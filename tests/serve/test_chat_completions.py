@@ -295,6 +295,21 @@ def test_a_deadline_gives_the_best_so_far_or_says_that_there_is_none() -> None:
     assert len(server.aborts) == 3 + 3 + 1
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_budget_ends_every_rollout_at_its_source_in_the_best_answer_so_far(stream: bool) -> None:
+    def endless(request: Request) -> Reply:
+        return Reply(content="\\boxed{42}") if request.index < 3 else Reply(content="on and on " * 400, delay=0.002)
+
+    with FakeServer(endless) as server:
+        response = ask(server, stream=stream, mrsa={"max_total_tokens": 60, "beta": 4000, "final_tokens": 4000})
+        server.wait_until(lambda server: len(server.aborts) == 3)
+    ends = [choice["finish_reason"] for document in (events_of(response) if stream else [response.json()])
+            for choice in document["choices"] if choice["finish_reason"]]  # fmt: skip
+    assert ends == ["length"]
+    assert "\\\\boxed{42}" in response.text
+    assert '"finish_reason":"budget"' in response.text
+
+
 def test_fields_that_nothing_reads_are_named() -> None:
     with FakeServer(thinker) as server:
         assert ask(server, user="me", parallel_tool_calls=True).json()["ignored_fields"] == [

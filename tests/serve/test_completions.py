@@ -7,10 +7,15 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from service_under_test import events_of, talk
 
 from fake_openai import FakeServer, Reply
+from fake_openai.streams import ReplyWriter
 from openzaya.backends.embedded import EmbeddedBackend
+from openzaya.chat.tokenizer import Tokenizer
+from openzaya.engine.weights import find_weights
+from openzaya.model.checkpoint import load_model
 from openzaya.serve.app import create_app
 from openzaya.serve.config import make_config
 from openzaya.serve.service import Service
@@ -60,6 +65,55 @@ def test_the_embedded_engine_continues_text_and_ids_with_logprobs() -> None:
     assert echoed["choices"][0]["text"] == PROMPT + choice["text"]
 
 
+def test_an_echo_with_logprobs_tells_how_likely_the_prompt_is() -> None:
+    ids = Tokenizer.from_folder(find_weights("tiny")).encode(PROMPT)
+    ask = {"prompt": [ids, ids[:4]], "echo": True, "logprobs": 2, "temperature": 0}
+    one, none, text = embedded(
+        {**ask, "max_tokens": 1}, {**ask, "max_tokens": 0}, {**ask, "max_tokens": 0, "prompt": PROMPT}
+    )
+    scores = torch.log_softmax(load_model(find_weights("tiny"), dtype="float32")(torch.tensor([ids]))[0].double(), -1)
+    expected = [scores[place, token].item() for place, token in enumerate(ids[1:])]
+    for document, extra in ((one, 1), (none, 0), (text, 0)):
+        logprobs = document["choices"][0]["logprobs"]
+        assert len(logprobs["tokens"]) == len(ids) + extra
+        assert logprobs["token_logprobs"][0] is logprobs["top_logprobs"][0] is None
+        assert logprobs["token_logprobs"][1 : len(ids)] == pytest.approx(expected, abs=1e-4)
+        assert "".join(logprobs["tokens"][: len(ids)]) == PROMPT
+        best = [max(top.values()) for top in logprobs["top_logprobs"][1:]]
+        assert best[: len(ids) - 1] == pytest.approx(scores.amax(-1)[: len(ids) - 1].tolist(), abs=1e-4)
+    shorter = none["choices"][1]["logprobs"]
+    assert shorter["token_logprobs"][1:] == pytest.approx(expected[:3], abs=1e-4)
+    assert none["choices"][0]["text"] == text["choices"][0]["text"] == PROMPT
+    assert none["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_echo_with_logprobs_is_asked_of_the_source(stream: bool) -> None:
+    with FakeServer(Reply(content="one two")) as server:
+        whole = complete(server, echo=True, logprobs=1, max_tokens=2, stream=stream)
+        nothing_more = complete(server, echo=True, logprobs=1, max_tokens=0, stream=stream)
+        assert [request.body["echo"] for request in server.requests] == [True, True]
+        assert [request.body["max_tokens"] for request in server.requests] == [2, 1]
+        asked = server.requests[0].body["prompt"]
+        count = len(server.tokenizer.encode(PROMPT))
+    for response, extra, text in ((whole, 2, PROMPT + "one two"), (nothing_more, 0, PROMPT)):
+        choices = [k["choices"][0] for k in (events_of(response) if stream else [response.json()]) if k["choices"]]
+        told = [choice["logprobs"] for choice in choices if choice["logprobs"] is not None]
+        places = [score for part in told for score in part["token_logprobs"]]
+        assert places == [None, *[-0.5] * (count - 1 + extra)]
+        assert [offset for part in told for offset in part["text_offset"]][:2] == [0, len(told[0]["tokens"][0])]
+        assert "".join(choice["text"] for choice in choices) == text
+    assert asked == PROMPT
+
+
+def test_a_source_that_tells_nothing_of_the_prompt_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ReplyWriter, "_logprobs", lambda *_: {})
+    with FakeServer(Reply(content="one two")) as server:
+        answer = complete(server, echo=True, logprobs=1)
+    assert answer.status_code == 400
+    assert "no logprobs of a prompt" in answer.json()["error"]["message"]
+
+
 def test_the_embedded_engine_refuses_a_constraint_before_any_rollout() -> None:
     question = {"messages": [{"role": "user", "content": PROMPT}]}
     tools = [{"type": "function", "function": {"name": "add"}}]
@@ -92,7 +146,6 @@ def test_a_prompt_is_sent_as_it_is_and_streams() -> None:
         ({"prompt": ""}, "empty"),
         ({"prompt": [[]]}, "empty"),
         ({"prompt": [1, "a"]}, "prompt"),
-        ({"echo": True, "logprobs": 1}, "logprobs of the prompt"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"prompt": ["a"] * 999}, "999 replies"),
     ],

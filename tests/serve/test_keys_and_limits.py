@@ -10,7 +10,7 @@ import httpx
 import pytest
 from service_under_test import QUESTION, ask, talk
 
-from fake_openai import FakeServer, Reply, Request
+from fake_openai import Failure, FakeServer, Reply, Request
 from openzaya.serve.config import make_config, read_config
 from openzaya.serve.keys import hashed, keyring
 
@@ -39,6 +39,18 @@ def test_a_known_key_is_let_in_and_appears_in_no_log_and_no_upstream_request(cap
     assert response.status_code == 200
     assert KEY not in caplog.text
     assert all(KEY not in str(request) for request in server.requests)
+
+
+@pytest.mark.parametrize("script", [Reply(reasoning="six sevens", content="\\boxed{42} it is"), Failure(status=400)])
+def test_what_people_ask_and_what_models_write_is_in_no_log(script: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with FakeServer(script) as server:
+        ask(server)
+        ask(server, model="zaya@single", stream=True)
+        ask(server, temperature=9, stop="a secret of mine")
+    assert caplog.records
+    for text in ("6 times 7", "six sevens", "boxed{42} it is", "a secret of mine"):
+        assert text not in caplog.text
 
 
 def test_a_public_address_needs_a_key() -> None:
@@ -139,6 +151,44 @@ def test_a_wrong_setting_is_one_sentence(tmp_path: Any, text: str, said: str) ->
         read_config(path)
     assert said in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+def test_an_operators_own_presets_are_chosen_like_the_bundled_ones() -> None:
+    own = {"quick": {"preset": "light", "candidates": 2, "tails": 1, "rounds": 1, "beta": 100, "tau": 8}}
+
+    async def use(client: httpx.AsyncClient) -> Any:
+        asks = [
+            {"model": "zaya@quick"},
+            {"mrsa": {"preset": "quick", "candidates": 3}},
+            {"reasoning_effort": "low"},
+            {},
+        ]
+        bodies = [{"model": "zaya", "messages": QUESTION, **asked} for asked in asks]
+        replies = [(await client.post("/v1/chat/completions", json=body)).json() for body in bodies]
+        return replies, (await client.get("/v1/models")).json()["data"]
+
+    with FakeServer(thinker) as server:
+        settings = {"presets": own, "efforts": {"low": {"preset": "quick"}}, "mrsa": {"preset": "quick", "rounds": 0}}
+        replies, models = talk(server, use, **settings)
+    configs = [reply["mrsa"]["config"] for reply in replies]
+    assert [(one["candidates"], one["rounds"], one["beta"]) for one in configs] == [
+        (2, 1, 100), (3, 1, 100), (2, 1, 100), (2, 0, 100),
+    ]  # fmt: skip
+    assert models[1]["id"] == "zaya@quick"
+    assert models[1]["mrsa"]["beta"] == 100
+
+
+@pytest.mark.parametrize(
+    ("presets", "said"),
+    [
+        ({"light": {"preset": "light"}}, "taken"),
+        ({"mine": {"candidates": 2}}, "name one of"),
+        ({"m": {"preset": "light", "tau": 0}}, "0"),
+    ],
+)
+def test_a_preset_that_cannot_be_is_refused_at_the_start(presets: Any, said: str) -> None:
+    with FakeServer(thinker) as server, pytest.raises(ValueError, match=said):
+        ask(server, settings={"presets": presets})
 
 
 def test_the_command_line_wins_over_the_file(tmp_path: Any) -> None:

@@ -216,27 +216,48 @@ def test_models_tell_the_shape_of_their_preset(server: FakeServer) -> None:
     assert models["zaya@single"]["rounds"] == 0
 
 
-def test_the_next_service_reopens_runs_with_what_had_finished(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["zaya", "zaya@single"])
+def test_the_next_service_goes_on_with_runs_and_reopens_those_that_had_ended(tmp_path: Path, model: str) -> None:
+    left_asks = [{"role": "user", "content": "seven eights?"}]
+
     def script(request: Request) -> Reply:
-        hangs = is_final(request) and "seven eights" in str(request.body["messages"])
+        hangs = holding and "seven eights" in str(request.body["messages"]) and (single or is_final(request))
         return Reply(content="It is", stall_after=1) if hangs else FOUND
 
     async def begin(client: httpx.AsyncClient) -> tuple[str, str]:
-        ended, left = await start(client), await start(client, messages=[{"role": "user", "content": "seven eights?"}])
+        ended, left = await start(client, model=model), await start(client, model=model, messages=left_asks)
         await records(client, ended)
-        while (await client.get(f"/runs/{left}/rollouts/1/2")).status_code != 200:
+        while len(server.requests) < (2 if single else 14):
             await asyncio.sleep(0.01)
         return ended, left
 
+    async def reopen(client: httpx.AsyncClient) -> Any:
+        return [await records(client, run) for run in runs], await records(client, runs[1], after=3)
+
+    holding, single = True, model == "zaya@single"
     store = str(tmp_path / "store.sqlite")
     with FakeServer(script) as server:
         runs = talk(server, begin, store=store)
+        before, holding = len(server.requests), False
+        (ended, left), rest = talk(server, reopen, store=store)
+        asked_again = len(server.requests) - before
+    assert [record["kind"] for record in kept(ended)] == ["header", *["rollout"] * (1 if single else 7), "end"]
+    assert [record["kind"] for record in kept(left)] == [record["kind"] for record in kept(ended)]
+    assert kept(left)[-1]["text"] == FOUND.content
+    assert asked_again == 1
+    assert kept(rest) == kept(left)[3:]
 
-        async def reopen(client: httpx.AsyncClient) -> Any:
-            return [kept(await records(client, run)) for run in runs]
 
-        ended, left = talk(server, reopen, store=store)
-    assert [record["kind"] for record in ended] == ["header", *["rollout"] * 7, "end"]
-    # Of three candidates in the last round, the third to be asked has answered; the others may have been on their way.
-    assert [record["kind"] for record in left][:5] == ["header", *["rollout"] * 4]
-    assert left[-1] == {"kind": "stopped"}
+def test_a_run_that_the_next_service_cannot_go_on_with_says_why(tmp_path: Path) -> None:
+    async def begin(client: httpx.AsyncClient) -> str:
+        return await start(client)
+
+    async def reopen(client: httpx.AsyncClient) -> Any:
+        return kept(await records(client, run))
+
+    store = str(tmp_path / "store.sqlite")
+    with FakeServer(Reply(content="for ever", stall_after=1)) as server:
+        run = talk(server, begin, store=store)
+        told = talk(server, reopen, store=store, name="another")
+    assert told[-1]["kind"] == "failed"
+    assert "there is no model 'zaya'" in told[-1]["error"]["message"]

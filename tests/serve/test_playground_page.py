@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def test_a_question_is_asked_and_answered_and_its_run_reopened(page: Any, servic
         assert page.locator(".band").nth(1).locator(".tally").inner_text().split() == ["A", "42", "×3", "B", "41", "×1"]
         assert "3 of 4 in the last round hold A; 3 of 4 held it in round 0." in account.locator(".reasons").inner_text()
         assert "The answer is 42." in account.locator("[role=status]").inner_text()
-        assert re.fullmatch(re.escape(service) + r"/#run_[0-9a-f]{24}", page.url)
+        assert re.fullmatch(re.escape(service) + r"/#run_[0-9a-f]{32}", page.url)
         page.reload()
 
 
@@ -213,6 +214,38 @@ def test_a_lost_connection_is_taken_up_again(page: Any) -> None:
     page.wait_for_selector(".connection:not([hidden])")
     assert ended(page).locator(".verdict").inner_text().split() == ["Answer", "A", "42"]
     assert page.locator(".connection").is_hidden()
+
+
+@pytest.mark.slow
+def test_a_page_goes_on_with_its_run_when_the_service_was_killed_and_is_back(
+    browser: Any, upstream: FakeServer, tmp_path: Path
+) -> None:
+    def script(request: Request) -> Reply:
+        held = holding and request.index > 4
+        return Reply(content="on and on", stall_after=2) if held else answering(request)
+
+    holding, upstream.script = True, script
+    upstream.requests.clear()
+    config = tmp_path / "serve.toml"
+    config.write_text(f'store = "{tmp_path / "jobs.sqlite"}"\n{CONFIG}')
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    arguments = ("--backend", upstream.url, "--config", str(config), "--port", port)
+    with page_of(browser) as page:
+        with serving(*arguments) as (url, process):
+            page.goto(url)
+            page.wait_for_selector(".example")
+            ask(page)
+            sync_api.expect(page.locator(".band").nth(1).locator(".cell.answered")).to_have_count(1)
+            upstream.wait_until(lambda server: len(server.requests) == 8)
+            process.kill()
+            process.wait()
+            page.wait_for_selector(".connection:not([hidden])")
+        before, holding = len(upstream.requests), False
+        with serving(*arguments):
+            assert ended(page).locator(".verdict").inner_text().split() == ["Answer", "A", "42"]
+            assert page.locator(".connection").is_hidden()
+    assert len(upstream.requests) - before == 3 + 1
 
 
 @pytest.mark.parametrize(

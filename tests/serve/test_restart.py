@@ -75,6 +75,43 @@ def test_killed_at_any_moment_no_finished_rollout_is_lost_and_the_job_goes_on(tm
     assert events[-1]["type"] == "response.completed"
 
 
+def test_a_run_of_the_playground_goes_on_after_the_death_of_the_service(tmp_path: Path) -> None:
+    path = configured(tmp_path)
+    upstream = Upstream(hold=4)
+    with FakeServer(upstream) as server:
+        with serving("--backend", server.url, "--config", str(path)) as (url, process):
+            id = httpx.post(f"{url}/runs", json=BODY, timeout=60).json()["id"]
+            server.wait_until(lambda server: len(server.requests) == 6 and server.requests[3].answered)
+            seen = told(url, id, until="rollout", of_round=1)
+            process.kill()
+        upstream.hold = None
+        finished = {request.body["seed"] for request in server.requests if request.answered}
+        with serving("--backend", server.url, "--config", str(path)) as (url, _):
+            whole = told(url, id, until="end")
+            rest = told(url, id, until="end", after=len(seen))
+    again = [request.body["seed"] for request in server.requests[6:]]
+    assert len(finished) == 4
+    assert len(again) == 2 + 1
+    assert not finished & set(again)
+    assert [record["kind"] for record in whole] == ["header", *["rollout"] * 7, "end"]
+    assert whole[-1]["text"] == "\\boxed{42} all of it"
+    assert whole[: len(seen)] == seen
+    assert rest == whole[len(seen) :]
+
+
+def told(url: str, id: str, *, until: str, of_round: int | None = None, after: int = 0) -> list[dict[str, Any]]:
+    """The records of a run as its watcher gets them, until the first of a kind."""
+    records = []
+    with httpx.stream("GET", f"{url}/runs/{id}/events", params={"after": after}, timeout=60) as response:
+        for line in response.iter_lines():
+            if not line.startswith("data: ") or (record := json.loads(line.removeprefix("data: ")))["kind"] == "now":
+                continue
+            records.append(record)
+            if record["kind"] == until and record.get("round") == of_round:
+                break
+    return records
+
+
 def test_a_retry_after_the_death_of_the_service_goes_on_with_the_chat(tmp_path: Path) -> None:
     path = configured(tmp_path)
     upstream = Upstream(hold=3)

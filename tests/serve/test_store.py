@@ -19,7 +19,6 @@ from openzaya.mrsa.journal import End, Header, JournalError
 from openzaya.mrsa.tails import Tail
 from openzaya.serve.database import StoreError
 from openzaya.serve.store import COMPLETED, LEFT, RUNNING, Job, Store
-from openzaya.serve.stored_runs import StoredRuns
 
 HEADER = Header(
     question_hash="q", config_hash="c", model="m", messages=[{"role": "user", "content": "?"}], config={}, task="math"
@@ -126,6 +125,20 @@ def test_a_journal_in_the_store_is_the_journal_that_was_written(place: str) -> N
     assert journal.end == End(finish_reason="answered", seconds=2.0)
 
 
+@pytest.mark.parametrize("reads", [True, False])
+def test_rollouts_that_end_together_are_both_kept_by_who_goes_on_with_a_journal(place: str, reads: bool) -> None:
+    async def use(store: Store) -> Any:
+        await store.create(job())
+        await store.sink("resp_1").write(HEADER)
+        sink = store.sink("resp_1")
+        if reads:
+            await sink.read()
+        await asyncio.gather(*(sink.write(candidate(index)) for index in range(3)))
+        return await store.sink("resp_1").read()
+
+    assert [attempt.index for attempt in using(place, use).attempts] == [0, 1, 2]
+
+
 def test_jobs_expire_with_everything_they_wrote_and_nothing_else(place: str) -> None:
     async def use(store: Store) -> Any:
         for id, expires in (("old", 10.0), ("new", 30.0)):
@@ -150,27 +163,6 @@ def test_what_was_running_and_what_lost_its_client_is_found_again(place: str) ->
         return unfinished, left and left.id, await store.find_left("other")
 
     assert using(place, use) == (["job_0"], "job_3", None)
-
-
-def test_a_run_is_reopened_with_its_journal_by_whoever_started_it(place: str) -> None:
-    async def begin(store: Store) -> None:
-        runs = StoredRuns(store, keep=60)
-        for id in ("run_answered", "run_stopped"):
-            sink = await runs.open(id, "alice")
-            await sink.write(HEADER)
-        await runs.close("run_answered", None)
-        await runs.close("run_stopped", {"kind": "stopped"})
-        await store.create(job("resp_1"))
-
-    async def reopen(store: Store) -> Any:
-        runs = StoredRuns(store, keep=60)
-        return [await runs.find(id) for id in ("run_answered", "run_stopped", "resp_1", "run_none")]
-
-    using(place, begin)
-    answered, stopped, response, nothing = using(place, reopen)
-    assert (answered.owner, answered.journal.header, answered.closing) == ("alice", HEADER, None)
-    assert stopped.closing == {"kind": "stopped"}
-    assert response is nothing is None
 
 
 def test_the_account_of_a_key_adds_up_by_day(place: str) -> None:

@@ -6,13 +6,11 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from sharded_checkpoints import train_and_save
 
-from openzaya.train.sharding.meshes import join
+from openzaya.train.launch import launched
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    join("cpu")
-    train_and_save(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
-    dist.destroy_process_group()
+    with launched("cpu"):
+        train_and_save(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

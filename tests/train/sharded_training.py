@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,16 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import openzaya.train.muon as muon
 from openzaya.data.packing import Batch
 from openzaya.model.config import ZayaConfig
 from openzaya.model.decoder import ZayaForCausalLM
+from openzaya.train.balancing import AuxiliaryLoss, Balancer
+from openzaya.train.beginning import empty_model
 from openzaya.train.config import BalancingRecipe, OptimizerRecipe, PhaseRecipe, TrainConfig
 from openzaya.train.learner import Learner
 from openzaya.train.sharding.batches import evened
 from openzaya.train.sharding.learner import ShardedLearner
 from openzaya.train.sharding.meshes import Degrees, Meshes
+from openzaya.train.sharding.parts import whole_of
 
 Result = dict[str, Any]
 
@@ -63,9 +70,9 @@ def draw_shape(seed: int, **fixed: Any) -> ZayaConfig:
     return ZayaConfig(**{**drawn, **fixed})
 
 
-def draw_model(shape: ZayaConfig, seed: int) -> ZayaForCausalLM:
+def draw_model(shape: ZayaConfig, seed: int, config: TrainConfig | None = None) -> ZayaForCausalLM:
     generator = torch.Generator().manual_seed(seed)
-    model = ZayaForCausalLM(shape)
+    model = empty_model(config or config_of(), shape, torch.device("cpu"))
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             spread = torch.randn(tensor.shape, generator=generator)
@@ -115,7 +122,10 @@ def config_of(**changes: Any) -> TrainConfig:
 
 def sharded_learner(shape: ZayaConfig, degrees: Degrees, config: TrainConfig | None = None) -> ShardedLearner:
     config, meshes = config or config_of(), Meshes.create(degrees)
-    return ShardedLearner.around(draw_model(shape, 1), config, config.phases[0], meshes)
+    model, weights = empty_model(config, shape, torch.device("meta")), draw_model(shape, 1, config).state_dict()
+    return ShardedLearner.around(
+        model, ((name, (tensor,)) for name, tensor in weights.items()), config, config.phases[0], meshes
+    )
 
 
 @float32_iterations()
@@ -133,23 +143,18 @@ def train_sharded(shape: ZayaConfig, degrees: Degrees, steps: int = 3, **changes
 def train_alone(shape: ZayaConfig, steps: int = 3, **changes: Any) -> Result:
     """The oracle: the learner of one process, without any of this room's code."""
     config = config_of(**changes)
-    model = draw_model(shape, 1)
+    model = draw_model(shape, 1, config)
     optimizer = muon.MuonAdamW(model.named_parameters(), config.optimizer)
-    learner = Learner(model.train(), optimizer, _balancer(model, config))
-    learned = sum(batch.learned_tokens for batch in draw_batches(shape, 0))
-    for batch in draw_batches(shape, 0):
-        learner._accumulate(batch, learned, 1)
+    weight = config.balancing.auxiliary_weight
+    auxiliary = AuxiliaryLoss(model, weight) if config.balancing.method == "auxiliary" else None
+    balancer = Balancer(model, config.optimizer.balancing_rate, config.balancing)
+    learner = Learner(model.train(), optimizer, balancer, auxiliary, config.ablation)
+    learner.gradients(draw_batches(shape, 0))
     gradients = {name: p.grad.clone().numpy() for name, p in model.named_parameters() if p.grad is not None}
     optimizer.forget()
     learner.balancer.forget()
     figures = [learner.step(draw_batches(shape, step), 1.0) for step in range(steps)]
     return result_of(learner, gradients, figures, learner.loss_of(draw_batches(shape, 99)))
-
-
-def _balancer(model: ZayaForCausalLM, config: TrainConfig) -> Any:
-    from openzaya.train.balancing import Balancer
-
-    return Balancer(model, config.optimizer.balancing_rate, config.balancing)
 
 
 def gradients_of(learner: ShardedLearner, batches: list[Batch]) -> dict[str, np.ndarray]:
@@ -167,15 +172,58 @@ def gradients_of(learner: ShardedLearner, batches: list[Batch]) -> dict[str, np.
 
 
 def whole(tensor: Tensor) -> Tensor:
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+    return (whole_of(tensor) if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 
 def result_of(learner: Learner, gradients: dict[str, np.ndarray], figures: list[Any], held_out: float) -> Result:
+    model = learner.master_model()
     return {
         "losses": [figure.loss for figure in figures],
         "norms": [figure.gradient_norm for figure in figures],
         "entropies": [list(figure.load_entropies) for figure in figures],
         "held_out": held_out,
         "gradients": gradients,
-        "weights": {name: tensor.detach().numpy() for name, tensor in learner.master_model().state_dict().items()},
+        "weights": {} if model is None else {name: tensor.numpy() for name, tensor in model.state_dict().items()},
     }
+
+
+# ---- the beginning ----
+
+
+def first_tensors(config: TrainConfig, shape: ZayaConfig, degrees: Degrees) -> dict[str, np.ndarray]:
+    """What the ranks hold together before their first step."""
+    learner = ShardedLearner.spread(config, shape, None, Meshes.create(degrees))
+    weights = {name: whole(tensor).float().numpy() for name, tensor in learner.optimizer.weights().items()}
+    return weights | {name: buffer.numpy() for name, buffer in learner.model.named_buffers()}
+
+
+def bytes_of_beginning(config: TrainConfig, shape: ZayaConfig, degrees: Degrees) -> tuple[int, int]:
+    """Bytes of the tensors that a rank has at most while it begins, and of those that it keeps."""
+    with LiveBytes() as live:
+        learner = ShardedLearner.spread(config, shape, None, Meshes.create(degrees))
+        gc.collect()
+        kept = live.now()
+    assert learner.optimizer.slots
+    return live.most, kept
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the memory of all tensors made while it is active that are still there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most, self._sizes = 0, dict[StorageWeakRef, int]()
+
+    def now(self) -> int:
+        self._sizes = {storage: size for storage, size in self._sizes.items() if not storage.expired()}
+        return sum(self._sizes.values())
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                local = tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+                if not local.is_meta:
+                    self._sizes[StorageWeakRef(local.untyped_storage())] = local.untyped_storage().nbytes()
+        self.most = max(self.most, self.now())
+        return made

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from openzaya.train.launch import Place
 from openzaya.train.plan.cluster import Cluster, read_cluster
 from openzaya.train.preflight.disks import measure_disk
 from openzaya.train.preflight.links import LinkFigures
-from openzaya.train.preflight.ranks import DiskFigures, Place, RankFigures
+from openzaya.train.preflight.ranks import DiskFigures, RankFigures
 from openzaya.train.preflight.verdict import Problem, judge
 
 REPOSITORY = Path(__file__).parents[2]
@@ -90,7 +91,6 @@ import json, sys, time
 from pathlib import Path
 import torch
 from openzaya.train.preflight import clocks, run
-from openzaya.train.preflight.ranks import launched
 
 true_time = time.time
 class Late:

@@ -45,7 +45,7 @@ def read_chunk(event: Any, shown_url: str) -> Chunk:
 
     Raises UpstreamFailure for an error sent in the stream and for a reply that the server broke off itself.
     """
-    if not isinstance(event, Mapping):
+    if not isinstance(event, dict):
         raise UpstreamFailure(f"{shown_url} sent {bounded(repr(event))} where a chunk was due", retry=True)
     if event.get("error"):
         raise _stream_error(event, shown_url)
@@ -54,9 +54,9 @@ def read_chunk(event: Any, shown_url: str) -> Chunk:
     delta = _fields(choice.get("delta") or choice.get("message"))
     reasoning = _text(delta.get("reasoning")) or _text(delta.get("reasoning_content"))
     content = _text(delta.get("content")) or _text(choice.get("text"))
-    tool_calls = tuple(_tool_calls(delta.get("tool_calls")))
+    tool_calls = tuple(_tool_calls(calls)) if (calls := delta.get("tool_calls")) else ()
     ids = _ids(choice.get("token_ids"))
-    logprobs = tuple(_logprobs(choice.get("logprobs")))
+    logprobs = tuple(_logprobs(given)) if (given := choice.get("logprobs")) else ()
     return Chunk(
         reasoning=reasoning,
         content=content,
@@ -71,7 +71,7 @@ def read_chunk(event: Any, shown_url: str) -> Chunk:
 
 
 def _fields(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def _items(value: Any) -> Sequence[Any]:
@@ -81,6 +81,8 @@ def _items(value: Any) -> Sequence[Any]:
 def _text(value: Any) -> str:
     """Text of a field; some servers send it in parts. Halves of surrogate pairs, which no request could carry on,
     become U+FFFD."""
+    if not value:
+        return ""
     if not isinstance(value, str):
         return "".join(_text(_fields(part).get("text")) for part in _items(value))
     return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
@@ -88,7 +90,7 @@ def _text(value: Any) -> str:
 
 def _ids(value: Any) -> tuple[int, ...]:
     ids = _items(value)
-    return tuple(ids) if all(type(index) is int for index in ids) else ()
+    return tuple(ids) if ids and all(type(index) is int for index in ids) else ()
 
 
 def _tool_calls(value: Any) -> list[ToolCallDelta]:
@@ -111,7 +113,10 @@ def _logprobs(value: Any) -> list[Mapping[str, Any]]:
     """Logprobs as chat completions give them (a list of entries) or as text completions do (parallel lists)."""
     given = _fields(value)
     if entries := _items(given.get("content")):
-        return [_fields(entry) for entry in entries]
+        return [
+            {**_token(entry), "top_logprobs": [_token(other) for other in _items(_fields(entry).get("top_logprobs"))]}
+            for entry in entries
+        ]
     tops = _items(given.get("top_logprobs"))
     return [
         {
@@ -124,6 +129,11 @@ def _logprobs(value: Any) -> list[Mapping[str, Any]]:
         }
         for place, (token, logprob) in enumerate(zip(_items(given.get("tokens")), _items(given.get("token_logprobs"))))
     ]
+
+
+def _token(entry: Any) -> dict[str, Any]:
+    """OpenAI's clients expect `bytes`, which not every server sends."""
+    return {"bytes": None, **_fields(entry)}
 
 
 def _usage(value: Any) -> Usage | None:

@@ -83,6 +83,8 @@ class Dialect:
             body["max_tokens"] = None  # without it vLLM ends a completion after 16 tokens
         if params.logprobs is not None:
             body["logprobs"] = params.logprobs
+        if params.echo:
+            body["echo"] = True
         return self._finished(model, body, getattr(params, "extra", {}), token_ids)
 
     def learn(self, body: Mapping[str, Any], kept: Mapping[str, Any], message: ServerMessage) -> str | None:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,8 @@ class EmbeddedBackend:
     async def complete(self, prompt: str | Sequence[int], params: SamplingParams) -> AsyncGenerator[Delta]:
         """Continue text or token ids as they are; control tokens spelled in text count as such. Raises BackendError."""
         ids = self._tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if params.echo:
+            yield await self._echo(ids, params.logprobs)
         async with aclosing(self._stream(ids, _sampling(params))) as pieces:
             async for piece in pieces:
                 output = piece.output
@@ -192,18 +194,35 @@ class EmbeddedBackend:
         except ValueError as error:
             raise BackendError(str(error), status=400) from error
 
+    async def _echo(self, ids: Sequence[int], top: int | None) -> Delta:
+        """A prompt as the beginning of its completion; nothing predicts its first token."""
+        text = self._tokenizer.decode(ids)
+        if top is None:
+            return Delta(content=text, content_ids=tuple(ids))
+        with _errors_of_the_engine():
+            records = await self._engine.score(ids, top)
+        first = {**_spelled(self._tokenizer, ids[0]), "logprob": None, "top_logprobs": []}
+        logprobs = (first, *(_entry(self._tokenizer, record) for record in records))
+        return Delta(content=text, content_ids=tuple(ids), logprobs=logprobs)
+
     async def _stream(
         self, prompt_ids: Sequence[int], sampling: SamplingParams, *, keep_state: bool = False
     ) -> AsyncGenerator[Piece]:
-        """The engine's pieces, with its errors as the protocol has them."""
-        try:
+        with _errors_of_the_engine():
             async with aclosing(self._engine.stream(prompt_ids, sampling, keep_state=keep_state)) as pieces:
                 async for piece in pieces:
                     yield piece
-        except ValueError as error:
-            raise BackendError(str(error), status=400) from error
-        except RuntimeError as error:
-            raise BackendError(f"the embedded engine failed: {error}") from error
+
+
+@contextmanager
+def _errors_of_the_engine() -> Iterator[None]:
+    """What fails inside, as the protocol has it."""
+    try:
+        yield
+    except ValueError as error:
+        raise BackendError(str(error), status=400) from error
+    except RuntimeError as error:
+        raise BackendError(f"the embedded engine failed: {error}") from error
 
 
 def _identity(source: str | Path, folder: Path) -> str:
@@ -330,13 +349,14 @@ def _usage(outputs: Sequence[Output], *, reasoning_tokens: int = 0) -> Usage:
 
 def _logprobs(tokenizer: Tokenizer, piece: Piece) -> tuple[Mapping[str, Any], ...]:
     """One entry a token, as in the `logprobs.content` of OpenAI's chat API."""
+    return tuple(_entry(tokenizer, record) for record in piece.logprobs)
 
-    def entry(token_id: int, logprob: float) -> dict[str, Any]:
-        spelled = tokenizer.token_bytes(token_id)
-        return {"token": spelled.decode("utf-8", errors="replace"), "logprob": logprob, "bytes": list(spelled)}
 
-    def of(record: TokenLogprobs) -> Mapping[str, Any]:
-        top = [entry(token_id, logprob) for token_id, logprob in record.top]
-        return {**entry(record.token_id, record.logprob), "top_logprobs": top}
+def _entry(tokenizer: Tokenizer, record: TokenLogprobs) -> dict[str, Any]:
+    top = [{**_spelled(tokenizer, token_id), "logprob": logprob} for token_id, logprob in record.top]
+    return {**_spelled(tokenizer, record.token_id), "logprob": record.logprob, "top_logprobs": top}
 
-    return tuple(map(of, piece.logprobs))
+
+def _spelled(tokenizer: Tokenizer, token_id: int) -> dict[str, Any]:
+    spelled = tokenizer.token_bytes(token_id)
+    return {"token": spelled.decode("utf-8", errors="replace"), "bytes": list(spelled)}

@@ -11,6 +11,7 @@ import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from io import StringIO
 from typing import Any, Protocol
 
 import httpx
@@ -104,20 +105,21 @@ class OpenAIBackend:
         """One reply to a conversation, piece by piece. Raises BackendError."""
         request = _chat_request(messages, params)
         forces = params.force_answer > 0 and self.capabilities.continue_message
-        thought: list[str] = []
-        answered = False
+        thought = StringIO()
+        answered = not forces
         cut: Delta | None = None
         async with aclosing(self._fleet.stream(request)) as deltas:
             async for delta in deltas:
-                thought.append(delta.reasoning)
-                answered = answered or bool(delta.content.strip() or delta.tool_calls)
-                if forces and delta.finish_reason == "length" and not answered and any(thought):
+                if not answered:
+                    thought.write(delta.reasoning)
+                    answered = bool(delta.content.strip() or delta.tool_calls)
+                if delta.finish_reason == "length" and not answered and thought.tell():
                     cut = delta
                 else:
                     yield delta
         if cut is None:
             return
-        async with aclosing(self._forced_answer(messages, params, "".join(thought), cut)) as deltas:
+        async with aclosing(self._forced_answer(messages, params, thought.getvalue(), cut)) as deltas:
             async for delta in deltas:
                 yield delta
 

@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import StringIO
 from typing import Any, Protocol, runtime_checkable
 
 from openzaya.engine.params import SamplingParams
@@ -136,35 +137,73 @@ class Backend(Protocol):
     async def aclose(self) -> None: ...
 
 
-@dataclass(slots=True, kw_only=True)
 class Reply:
-    """A whole reply put together from its pieces."""
+    """A whole reply put together from its pieces, in time and memory linear in its length."""
 
-    reasoning: str = ""
-    content: str = ""
-    reasoning_ids: list[int] = field(default_factory=list)
-    content_ids: list[int] = field(default_factory=list)
-    tool_calls: list[dict[str, Any]] = field(default_factory=list)
-    logprobs: list[Mapping[str, Any]] = field(default_factory=list)
-    finish_reason: str | None = None
-    usage: Usage | None = None
+    def __init__(
+        self,
+        *,
+        reasoning: str = "",
+        content: str = "",
+        reasoning_ids: Iterable[int] = (),
+        content_ids: Iterable[int] = (),
+        finish_reason: str | None = None,
+        usage: Usage | None = None,
+    ) -> None:
+        self._reasoning, self._content = StringIO(), StringIO()
+        self._calls: list[_Call] = []
+        self.reasoning_ids: list[int] = []
+        self.content_ids: list[int] = []
+        self.logprobs: list[Mapping[str, Any]] = []
+        self.finish_reason: str | None = None
+        self.usage: Usage | None = None
+        self.add(
+            Delta(
+                reasoning=reasoning,
+                content=content,
+                reasoning_ids=tuple(reasoning_ids),
+                content_ids=tuple(content_ids),
+                finish_reason=finish_reason,
+                usage=usage,
+            )
+        )
+
+    @property
+    def reasoning(self) -> str:
+        return self._reasoning.getvalue()
+
+    @property
+    def content(self) -> str:
+        return self._content.getvalue()
+
+    @property
+    def tool_calls(self) -> list[dict[str, Any]]:
+        """Each with its `id`, `name` and `arguments`."""
+        return [{"id": one.id, "name": one.name, "arguments": one.arguments.getvalue()} for one in self._calls]
 
     def add(self, delta: Delta) -> None:
         """Append one piece."""
-        self.reasoning += delta.reasoning
-        self.content += delta.content
+        self._reasoning.write(delta.reasoning)
+        self._content.write(delta.content)
         self.reasoning_ids.extend(delta.reasoning_ids)
         self.content_ids.extend(delta.content_ids)
         self.logprobs.extend(delta.logprobs)
         for piece in delta.tool_calls:
-            while len(self.tool_calls) <= piece.index:
-                self.tool_calls.append({"id": None, "name": None, "arguments": ""})
-            call = self.tool_calls[piece.index]
-            call["id"] = call["id"] or piece.id
-            call["name"] = call["name"] or piece.name
-            call["arguments"] += piece.arguments
+            while len(self._calls) <= piece.index:
+                self._calls.append(_Call())
+            call = self._calls[piece.index]
+            call.id = call.id or piece.id
+            call.name = call.name or piece.name
+            call.arguments.write(piece.arguments)
         self.finish_reason = delta.finish_reason or self.finish_reason
         self.usage = delta.usage or self.usage
+
+
+@dataclass(slots=True)
+class _Call:
+    id: str | None = None
+    name: str | None = None
+    arguments: StringIO = field(default_factory=StringIO)
 
 
 async def collect(stream: AsyncIterator[Delta]) -> Reply:

@@ -60,6 +60,8 @@ class ReplyReader:
         if chunk.reasoning or (self._splitter is None and self._upstream.thinking is ThinkingStart.SERVER):
             self._separated = True
         if self._separated:
+            if not self._held and self._splitter is None:
+                return self._separate(chunk)
             return [*self._release(), *self._flush_splitter(), *self._separate(chunk)]
         if self._splitter is not None:
             return self._split(chunk)
@@ -142,16 +144,20 @@ class ReplyReader:
     def _separate(self, chunk: Chunk) -> list[Delta]:
         """A chunk whose reasoning the server set apart itself, or that has none."""
         reasoning_ids, content_ids = self._placer.place(chunk)
-        delta = Delta(
-            reasoning=chunk.reasoning,
-            content=chunk.content,
-            tool_calls=chunk.tool_calls,
-            reasoning_ids=reasoning_ids,
-            content_ids=content_ids,
-            tokens=chunk.tokens,
-            logprobs=chunk.logprobs,
-        )
-        return [] if delta == Delta() else [delta]
+        says = chunk.reasoning or chunk.content or chunk.tool_calls or chunk.tokens or chunk.logprobs
+        if not (says or reasoning_ids or content_ids):
+            return []
+        return [
+            Delta(
+                reasoning=chunk.reasoning,
+                content=chunk.content,
+                tool_calls=chunk.tool_calls,
+                reasoning_ids=reasoning_ids,
+                content_ids=content_ids,
+                tokens=chunk.tokens,
+                logprobs=chunk.logprobs,
+            )
+        ]
 
 
 class _IdPlacer:
@@ -173,7 +179,7 @@ class _IdPlacer:
             return (), ()
         if chunk.reasoning and chunk.content:
             return self._place_both(chunk)
-        ids = tuple(index for index in chunk.ids if index not in self._tags)
+        ids = tuple(index for index in chunk.ids if index not in self._tags) if chunk.ids else ()
         if not (chunk.reasoning or chunk.content):
             self._waiting += ids
             return (), ()

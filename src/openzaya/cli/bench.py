@@ -378,7 +378,8 @@ def _show_orchestrate(report: dict[str, Any]) -> None:
         f"({report['reading_alone']['microseconds_a_chunk']:.0f} µs)"
     )
     console.print(
-        f"memory: {byte_size(memory['bytes_a_job'])} a request at its peak; "
+        f"memory: {byte_size(memory['bytes_a_job'])} a request at its peak, whose tails (N·τ) are "
+        f"{memory['tokens_of_tails_a_job']:,} tokens: {memory['bytes_a_token_of_tails']:.0f} bytes a token; "
         f"{byte_size(memory['bytes_in_the_store_a_job'])} in the store"
     )
 

@@ -46,6 +46,8 @@ def explain(error: BaseException) -> tuple[str, Code]:
 
 def leave(error: BaseException, *, debug: bool = False) -> typer.Exit:
     """Say on standard error what went wrong, with the error's notes; returns the exception that ends the program."""
+    if _is_one_of(error, ("openzaya.train.launch", "AnotherRankFailed")):
+        return typer.Exit(Code.UNFORESEEN)  # that rank says what went wrong
     if debug:
         traceback.print_exception(error)
     sentence, code = explain(error)
@@ -60,14 +62,18 @@ def say(sentence: str) -> None:
 
 
 def _is_backend_failure(error: BaseException) -> bool:
-    # Looked up among the modules in use: whoever has raised one of these has imported it.
-    known = (
+    return _is_one_of(
+        error,
         ("openzaya.backends.protocol", "BackendError"),
         ("openzaya.mrsa.course", "MrsaError"),
         ("openzaya.engine.worker", "EngineError"),
     )
+
+
+def _is_one_of(error: BaseException, *types: tuple[str, str]) -> bool:
+    # Looked up among the modules in use: whoever has raised one of these has imported it.
     return any(
-        module in sys.modules and isinstance(error, getattr(sys.modules[module], name)) for module, name in known
+        module in sys.modules and isinstance(error, getattr(sys.modules[module], name)) for module, name in types
     )
 
 

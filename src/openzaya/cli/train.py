@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,9 +11,12 @@ import typer
 from openzaya.cli.exits import InputError, say
 from openzaya.cli.figures import duration
 from openzaya.cli.preflight import preflight
+from openzaya.cli.train_arms import train_arms
 from openzaya.cli.train_plan import show_cluster_plan, show_process_plan
 
 if TYPE_CHECKING:
+    from openzaya.train.config import TrainConfig
+    from openzaya.train.launch import Place
     from openzaya.train.reports import StepReport
     from openzaya.train.world import World
 
@@ -63,17 +65,28 @@ def train(
         ),
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print any of these as one JSON object.", rich_help_panel=_PLANS)
+        bool,
+        typer.Option(
+            "--json",
+            help="Print any of these, or the results of an ablation, as one JSON object.",
+            rich_help_panel=_PLANS,
+        ),
     ] = False,
 ) -> None:
     """Train a model by a recipe.
 
     Tokenizer and checkpoints (native layout, one for each phase) are written to the folder of the run.
-    A run that was stopped goes on where it was when the same command is given again.
+    A run that was stopped goes on where it was when the same command is given again. A recipe with arms (an
+    ablation) trains each of them with several seeds and ends with a table.
     """
-    from openzaya.train.config import read_train_config
+    from openzaya.train.config import read_toml, read_train_config
     from openzaya.train.plan.cluster import read_cluster
 
+    if "arms" in read_toml(recipe):
+        if phase is not None or plan is not None or measured is not None or check:
+            raise InputError(f"{recipe} has arms; of the options only --out, --dry-run and --json go with it")
+        train_arms(recipe, out, _Reporter().report, dry_run=dry_run, as_json=as_json)
+        return
     config = read_train_config(recipe)
     folder = out or Path("runs") / recipe.stem
     if measured is not None and measured <= 0:
@@ -87,13 +100,20 @@ def train(
     if dry_run:
         show_process_plan(config, folder, measured=measured, as_json=as_json)
         return
+    _run(config, recipe, folder, phase)
+
+
+def _run(config: TrainConfig, recipe: Path, folder: Path, phase: str | None) -> None:
+    """Train, as this process alone or as one of the ranks that torchrun started; one of them speaks."""
+    from openzaya.train.launch import launched
     from openzaya.train.loop import Run
 
-    world = _world(config.device)
-    if world.leads:
-        say(f"training {recipe} in {folder}; stop it at any time, the same command goes on")
     try:
-        Run(config, recipe.read_text(encoding="utf-8"), folder, report=_Reporter().report, world=world).run(phase)
+        with launched(config.device) as place:
+            world = _world(place)
+            if world.leads:
+                say(f"training {recipe} in {folder}; stop it at any time, the same command goes on")
+            Run(config, recipe.read_text(encoding="utf-8"), folder, report=_Reporter().report, world=world).run(phase)
     except KeyboardInterrupt as error:
         error.add_note(f"{folder} is whole; the same command goes on, and repeats {config.save_seconds:.0f} s at most")
         raise
@@ -101,16 +121,14 @@ def train(
         print(folder)
 
 
-def _world(device: str | None) -> World:
-    """This process alone, or one of the ranks that torchrun started."""
+def _world(place: Place) -> World:
     from openzaya.train.world import World
 
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if place.ranks == 1:
         return World()
-    from openzaya.train.sharding.meshes import join
     from openzaya.train.sharding.world import Ranks
 
-    return Ranks(join(device))
+    return Ranks(place.device.type)
 
 
 class _Reporter:

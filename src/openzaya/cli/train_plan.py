@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ Rows = list[tuple[str, ...]]
 def show_process_plan(config: TrainConfig, folder: Path, *, measured: float | None, as_json: bool) -> None:
     """Print the recipe and its plan on this machine; `measured` is in tokens a second, of the first phase."""
     from openzaya.train.plan.process import ProcessPlanner
+    from openzaya.train.recipe_text import toml_text
 
     shape, machine = shape_of(config), _this_machine(config)
     planner = ProcessPlanner.create(config, shape, machine)
@@ -37,7 +38,10 @@ def show_process_plan(config: TrainConfig, folder: Path, *, measured: float | No
         facts["plan"]["machine"] = asdict(planner.machine)
         print(json.dumps(facts))
         return
-    print(_toml(config.model_dump(mode="json")))
+    for phase in config.phases:
+        if undivided := phase.sharding.undivided:
+            say(f"{phase.name}: {undivided}")
+    print(toml_text(config.model_dump(mode="json")))
     _print_sections(
         (f"the plan, in {folder}", _outline_rows(shape, [phase.outline for phase in phases])),
         ("operations", _operation_rows([phase.outline for phase in phases])),
@@ -325,38 +329,3 @@ def _print_sections(*sections: tuple[str, Rows]) -> None:
 
 
 # ---- the resolved recipe ----
-
-
-def _toml(values: dict[str, Any]) -> str:
-    """A resolved recipe as TOML; keys that are not set are left out, as TOML has no word for nothing."""
-    return "\n".join(_toml_lines(values, ())).strip() + "\n"
-
-
-def _toml_lines(values: dict[str, Any], path: tuple[str, ...]) -> Iterator[str]:
-    tables = {key: value for key, value in values.items() if _is_table(value)}
-    for key, value in values.items():
-        if key not in tables and value is not None:
-            yield f"{_key(key)} = {_literal(value)}"
-    for key, value in tables.items():
-        inner = (*path, _key(key))
-        for entry in value if isinstance(value, list) else [value]:
-            brackets = ("[[", "]]") if isinstance(value, list) else ("[", "]")
-            yield ""
-            yield f"{brackets[0]}{'.'.join(inner)}{brackets[1]}"
-            yield from _toml_lines(entry, inner)
-
-
-def _is_table(value: Any) -> bool:
-    return isinstance(value, dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
-
-
-def _key(name: str) -> str:
-    bare = name and all(letter.isascii() and (letter.isalnum() or letter in "_-") for letter in name)
-    return name if bare else json.dumps(name)
-
-
-def _literal(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(_literal(each) for each in value)}]"
-    # JSON's strings, numbers and truth values are TOML's too.
-    return json.dumps(value)

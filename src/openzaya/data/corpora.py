@@ -50,7 +50,8 @@ class CorpusRecipe(BaseModel):
     """`arrow` is an IPC file or stream; `datasets` streams by Hugging Face's library; `problems` are generated."""
     paths: tuple[str, ...] = ()
     """Files or patterns (`**` for folders), read in the order given and by name within a pattern. Of text and JSON
-    lines also `.gz`, `.bz2`, `.xz` and `.zst`."""
+    lines also `.gz`, `.bz2`, `.xz` and `.zst`. `{stdlib}` is the folder of Python's own standard library, program text
+    that is on every machine."""
     dataset: str | None = None
     """Of `datasets`: the name on the hub, or a folder."""
     subset: str | None = None

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import lzma
+import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -23,6 +24,9 @@ Row = Mapping[str, Any]
 
 Position = tuple[int, int]
 """A file, and a row in it; of sources without files always file 0."""
+
+STANDARD_LIBRARY = "{stdlib}"
+"""In a path: the folder of Python's own standard library, program text that is on every machine."""
 
 _ENDS = 1 << 16
 """Bytes at either end of a file by which its content is told apart from another of the same size."""
@@ -101,6 +105,7 @@ def files_of(patterns: Sequence[str]) -> list[Path]:
 
 
 def _matches(pattern: str) -> list[Path]:
+    pattern = pattern.replace(STANDARD_LIBRARY, sysconfig.get_path("stdlib"))
     found = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
     return [Path(name) for name in found if Path(name).is_file()]
 

@@ -8,14 +8,15 @@ import random
 import threading
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from openzaya.chat.tokenizer import Tokenizer
 from openzaya.engine.params import SamplingParams
-from openzaya.engine.sampling import derived_seed
+from openzaya.engine.sampling import TokenLogprobs, derived_seed
 from openzaya.engine.scheduler import Generation, Scheduler, slots_for
+from openzaya.engine.scoring import Scoring
 from openzaya.engine.served import ExecutorName, KVType, Served, ServedModel, serve_folder
 from openzaya.engine.sizes import parse_bytes
 from openzaya.engine.stream import Mailboxes, PieceReader
@@ -197,6 +198,22 @@ class Engine:
         finally:
             if not reply.done.done():
                 self._worker.cancel([reply])
+
+    async def score(self, prompt_ids: Sequence[int], top: int = 0) -> list[TokenLogprobs]:
+        """Log probabilities of a prompt's own tokens after the first, each with the `top` likeliest ones at its place.
+
+        Replies beside it go on. Raises ValueError for a prompt that can never fit.
+        """
+        prompt = tuple(map(int, prompt_ids))
+        self._limit(prompt, 1)
+        scoring = Scoring(prompt, top)
+        try:
+            while not await asyncio.wrap_future(self._worker.soon(scoring.advance)):
+                pass
+            return scoring.records
+        finally:
+            with suppress(EngineError):  # closed, and the memory gone with it
+                self._worker.soon(scoring.release)
 
     # ---- weights ----
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from openzaya.engine import sampling
 from openzaya.engine.paged import DecodeView, PrefillView
 from openzaya.engine.params import SamplingParams
+from openzaya.engine.sampling import TokenLogprobs
 from openzaya.engine.state import StatePool
 from openzaya.engine.static_step import StaticDecode
 from openzaya.model.decoder import ZayaForCausalLM
@@ -26,6 +27,8 @@ class PromptChunk:
     ids: Sequence[int]
     wants_logits: bool
     """Whether the chunk ends its prompt, so that the scores of the next token are needed."""
+    everywhere: bool = False
+    """Whether scores are wanted after each of its tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,11 @@ class StepBatch:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Scores of the next tokens, float32: (rows, V) of the decoding rows, and (V) for each chunk that wanted them."""
+    """Scores of the next tokens, float32: (rows, V) of the decoding rows, and for each chunk that wanted them (V), or
+    (tokens, V) where it wanted them everywhere.
+
+    All but those (V) may be overwritten by the next step.
+    """
 
     decode_logits: Tensor | None
     chunk_logits: Sequence[Tensor | None]
@@ -56,6 +63,10 @@ class Executor(Protocol):
         self, logits_BV: Tensor, params_B: Sequence[SamplingParams], seeds_B: np.ndarray, places_B: np.ndarray
     ) -> np.ndarray:
         """The tokens that `engine.sampling.sample` gives for the same arguments."""
+        ...
+
+    def logprobs(self, logits_BV: Tensor, tokens_B: np.ndarray, counts_B: Sequence[int]) -> list[TokenLogprobs]:
+        """What `engine.sampling.logprobs` gives for the same arguments."""
         ...
 
 
@@ -86,6 +97,9 @@ class TorchExecutor:
         draw = sampling.sample if self.static is None else self.static.sample
         return draw(logits_BV, params_B, seeds_B, places_B)
 
+    def logprobs(self, logits_BV: Tensor, tokens_B: np.ndarray, counts_B: Sequence[int]) -> list[TokenLogprobs]:
+        return sampling.logprobs(logits_BV, tokens_B, counts_B)
+
     def _decode(self, slots: np.ndarray, ids: np.ndarray) -> Tensor:
         if self.static is not None:
             logits_BV = self.static.logits(slots, ids)
@@ -104,11 +118,16 @@ class TorchExecutor:
         input_ids = torch.from_numpy(ids_BS).to(self.pool.device)
         hidden_BSD = self.model.hidden(input_ids, cache=PrefillView(self.pool, slots, counts))
         self.pool.lengths[slots] += counts
-        wanted = [row for row, chunk in enumerate(chunks) if chunk.wants_logits]
-        if not wanted:
-            return [None] * len(chunks)
-        scores = iter(self.model.logits(hidden_BSD[wanted, counts[wanted] - 1]))
-        return [next(scores) if chunk.wants_logits else None for chunk in chunks]
+        wanted = [row for row, chunk in enumerate(chunks) if chunk.wants_logits and not chunk.everywhere]
+        scores = iter(self.model.logits(hidden_BSD[wanted, counts[wanted] - 1])) if wanted else iter(())
+        return [
+            self.model.logits(hidden_BSD[row, : counts[row]])
+            if chunk.everywhere
+            else next(scores)
+            if chunk.wants_logits
+            else None
+            for row, chunk in enumerate(chunks)
+        ]
 
 
 def _alike(chunks: Sequence[PromptChunk], lengths: np.ndarray) -> list[list[int]]:

@@ -28,6 +28,8 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
     """None: none; 0: of each sampled token; k: also of the k likeliest tokens at each place."""
+    echo: bool = False
+    """A completion begins with its prompt, of whose tokens but the first `logprobs` then tells too."""
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:

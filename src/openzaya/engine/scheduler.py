@@ -22,7 +22,7 @@ from torch import Tensor
 from openzaya.engine.executor import Executor, PromptChunk, StepBatch
 from openzaya.engine.params import SamplingParams
 from openzaya.engine.prefixes import Job, Node, Prefix, PrefixTree
-from openzaya.engine.sampling import TokenLogprobs, logprobs
+from openzaya.engine.sampling import TokenLogprobs
 from openzaya.engine.state import PAGE
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -138,7 +138,7 @@ class Scheduler:
 
     def drop_prefixes(self) -> None:
         """Forget all kept prompts and begin those in progress again, as after a change of weights."""
-        while self._evict():
+        while self.evict():
             pass
         for job in list(self._jobs.values()):
             self._drop_job(job)
@@ -198,13 +198,12 @@ class Scheduler:
         return emissions
 
     def _record_logprobs(self, generations: Sequence[Generation], logits: Tensor, tokens: np.ndarray) -> None:
-        rows, counts = [], []
-        for row, generation in enumerate(generations):
-            if generation.params.logprobs is not None:
-                rows.append(row)
-                counts.append(generation.params.logprobs)
+        rows = [row for row, generation in enumerate(generations) if generation.params.logprobs is not None]
         if rows:
-            for row, record in zip(rows, logprobs(logits[rows], tokens[rows], counts)):
+            counts = [generations[row].params.logprobs or 0 for row in rows]
+            # All rows are the scores as the step left them, of which an executor may know more.
+            wanted = logits if len(rows) == len(generations) else logits[rows]
+            for row, record in zip(rows, self.executor.logprobs(wanted, tokens[rows], counts)):
                 generations[row].logprobs.append(record)
 
     def _leave(self, generation: Generation) -> None:
@@ -249,7 +248,7 @@ class Scheduler:
         assert prefix is not None
         assert prefix.logits is not None
         slot = self.pool.fork(prefix.slot)
-        while slot is None and self._evict(keep=node):
+        while slot is None and self.evict(keep=node):
             slot = self.pool.fork(prefix.slot)
         if slot is None and (self.running or self._started or len(self._jobs)):
             return False
@@ -291,7 +290,7 @@ class Scheduler:
             enough = self.pool.free_pages >= self._missing_pages(slot, len(generation.key)) + spare
             if enough and self.pool.reserve(slot, len(generation.key)):
                 break
-            if not self._evict():
+            if not self.evict():
                 self.pool.close(slot)
                 return False
         reused = int(self.pool.lengths[slot])
@@ -306,7 +305,7 @@ class Scheduler:
             if slot is not None:
                 return slot
         slot = self.pool.open()
-        while slot is None and self._evict():
+        while slot is None and self.evict():
             slot = self.pool.open()
         return slot
 
@@ -344,14 +343,18 @@ class Scheduler:
 
     # ---- memory ----
 
+    def keep_prompt(self, ids: tuple[int, ...], slot: int, logits: Tensor) -> None:
+        """Take over a prompt that was computed beside the schedule, to start replies from."""
+        self._keep(self._tree.node(ids), Prefix(slot, logits, 0))
+
     def _keep(self, node: Node, prefix: Prefix) -> None:
         replaced = self._tree.keep(node, prefix)
         if replaced is not None:
             self.pool.close(replaced.slot)
         while len(self._tree) > KEPT_PREFIXES:
-            self._evict()
+            self.evict()
 
-    def _evict(self, keep: Node | None = None) -> bool:
+    def evict(self, keep: Node | None = None) -> bool:
         """Forget the least recently used prefix but that at `keep`; False where there is none."""
         node = self._tree.oldest(besides=keep)
         if node is None:
@@ -369,7 +372,7 @@ class Scheduler:
             if generation.slot is None:
                 continue
             while not self.pool.reserve(generation.slot, int(self.pool.lengths[generation.slot]) + 1):
-                if self._evict():
+                if self.evict():
                     continue
                 self._put_back_youngest()
                 if generation.slot is None:

@@ -47,8 +47,8 @@ class StatePool:
     ) -> None:
         """`memory` bounds pages and slots together, in bytes. Raises ValueError where it holds not one page.
 
-        `kv` is the type of keys and values where it is not `dtype`, for an executor that reads such pages: int8 codes
-        have the bytes of their float32 scale after them, `SCALE_BYTES` more channels. `filler` adds a page and a slot
+        `kv` is the type of keys and values where it is not `dtype`, for an executor that reads such pages: int8 codes,
+        of whole fours of channels, have the bytes of their float32 scales behind them. `filler` adds a page and a slot
         that no sequence gets, after the others, for rows that only fill up a batch of fixed size.
         """
         layers, heads, channels = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
@@ -57,7 +57,7 @@ class StatePool:
         self.config = config
         self.memory = memory
         kv = kv or dtype
-        vector = channels + (SCALE_BYTES if kv == torch.int8 else 0)
+        vector = channels + (-channels % 4 + SCALE_BYTES if kv == torch.int8 else 0)
         self.page_bytes = 2 * layers * heads * PAGE * vector * kv.itemsize
         self.slot_bytes = layers * state_size * state_dtype.itemsize
         self.pages_a_slot = pages_for(config.max_position_embeddings)

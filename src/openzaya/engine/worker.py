@@ -131,16 +131,22 @@ class Worker:
     def between_steps(self, action: Callable[[Scheduler], T]) -> T:
         """Run `action` while no step runs, and wait for it; its errors are raised here. Not for listeners, which run on
         the thread that would be waited for."""
+        return self.soon(action).result()
+
+    def soon(self, action: Callable[[Scheduler], T]) -> Future[T]:
+        """Run `action` before the next step, in the order of asking; cancelled before that, it is not run."""
         future: Future[T] = Future()
 
         def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(action(self.scheduler))
             except Exception as error:
                 future.set_exception(error)
 
         self._command(run)
-        return future.result()
+        return future
 
     def close(self, *, wait: bool = True) -> None:
         """End the thread; unfinished replies fail with EngineError. Closing twice is harmless."""

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openzaya.model import kernels
 from openzaya.model.cache import Cache
 from openzaya.model.config import ZayaConfig
 from openzaya.model.numerics import Numerics
@@ -21,6 +22,9 @@ from openzaya.model.placement import Placement
 
 class CCAProjection(nn.Module):
     """Queries, keys and values of compressed convolutional attention, before norm and rotation."""
+
+    is_whole = True
+    """Whether `fused` computes the same; not in a class that leaves something out."""
 
     def __init__(self, config: ZayaConfig, layer: int, numerics: Numerics) -> None:
         super().__init__()
@@ -56,16 +60,55 @@ class CCAProjection(nn.Module):
         v_BSKC = torch.cat([current_BSV, previous_BSV], dim=-1).unflatten(-1, (-1, config.head_dim))
         return q_BSHC, k_BSKC, v_BSKC
 
+    def fused(
+        self,
+        x_BSD: Tensor,
+        placement: Placement,
+        cache: Cache | None,
+        rotary: tuple[Tensor, Tensor],
+        temperature_K: Tensor,
+        epsilon: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values after norm and rotation, by the kernels for GPUs."""
+        from openzaya.model.cca_gradients import kernel_queries_keys_values
+
+        q_BSQ, k_BSK, current_BSV, delayed_BSV = self._parts(x_BSD)
+        before = None
+        if placement.context is not None:
+            past = x_BSD.shape[1] - self.config.convolution_history
+            last_BPZ = torch.cat([q_BSQ[:, past:], k_BSK[:, past:]], dim=-1)
+            before = placement.context.before(last_BPZ, delayed_BSV, placement.resets_BS)
+        elif cache is not None:
+            before = cache.state(self.layer)
+        convolutions = self.conv_qk_depthwise, self.conv_qk_grouped
+        mixed = kernel_queries_keys_values(
+            (q_BSQ, k_BSK, current_BSV, delayed_BSV), before, placement.resets_BS, rotary, convolutions,
+            temperature_K, epsilon,
+        )  # fmt: skip
+        if cache is not None:
+            cache.update_state(self.layer, torch.cat([q_BSQ, k_BSK], dim=-1), delayed_BSV)
+        return mixed
+
     def _project(self, x_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys side by side (B, S, Z), and both halves of the values (B, S, V)."""
         if self.weight is None:
-            columns_BSZ = torch.cat([self.q_proj(x_BSD), self.k_proj(x_BSD)], dim=-1)
-            return columns_BSZ, self.v_proj_current(x_BSD), self.v_proj_delayed(x_BSD)
+            q_BSQ, k_BSK, current_BSV, delayed_BSV = self._parts(x_BSD)
+            return torch.cat([q_BSQ, k_BSK], dim=-1), current_BSV, delayed_BSV
         half = self.config.key_value_size // 2
         columns_BSZ, current_BSV, delayed_BSV = F.linear(x_BSD, self.weight).split(
             [self.config.convolution_channels, half, half], dim=-1
         )
         return columns_BSZ, current_BSV, delayed_BSV
+
+    def _parts(self, x_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries (B, S, Q), keys (B, S, K * C), and both halves of the values (B, S, V)."""
+        if self.weight is None:
+            return self.q_proj(x_BSD), self.k_proj(x_BSD), self.v_proj_current(x_BSD), self.v_proj_delayed(x_BSD)
+        key_size, half = self.config.key_value_size, self.config.key_value_size // 2
+        q_BSQ, k_BSK, current_BSV, delayed_BSV = F.linear(x_BSD, self.weight).split(
+            [self.config.query_size, key_size, half, half], dim=-1
+        )
+        return q_BSQ, k_BSK, current_BSV, delayed_BSV
 
     def _after_history(
         self, columns_BSZ: Tensor, delayed_BSV: Tensor, placement: Placement, cache: Cache | None
@@ -137,8 +180,12 @@ class QKNorm(nn.Module):
         q_BSHC, k_BSKC = self._normed(self.numerics.up(q_BSHC)), self._normed(self.numerics.up(k_BSKC))
         return q_BSHC, k_BSKC * self.temp[:, None]
 
+    def epsilon(self, dtype: torch.dtype) -> float:
+        """Shorter vectors of `dtype` are scaled as if they had this length."""
+        return torch.finfo(torch.float32 if self.numerics.lift else dtype).eps
+
     def _normed(self, x: Tensor) -> Tensor:
-        return x * (self.length / x.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(x.dtype).eps))
+        return x * (self.length / x.norm(dim=-1, keepdim=True).clamp_min(self.epsilon(x.dtype)))
 
 
 class Attention(nn.Module):
@@ -156,18 +203,25 @@ class Attention(nn.Module):
     def forward(self, x_BSD: Tensor, placement: Placement, cache: Cache | None) -> Tensor:
         if placement.tokens_BS is not None:
             x_BSD = x_BSD * placement.tokens_BS[..., None]
-        q_BSHC, k_BSKC, v_BSKC = self.qkv_proj(x_BSD, placement, cache)
-        q_BSHC, k_BSKC = self.qk_norm(q_BSHC, k_BSKC)
-        cosine_BSR, sine_BSR = placement.rotary[self.layer_type]
-        q_BHSC = rotate(q_BSHC, cosine_BSR, sine_BSR).to(v_BSKC.dtype).transpose(1, 2)
-        k_BKSC = rotate(k_BSKC, cosine_BSR, sine_BSR).to(v_BSKC.dtype).transpose(1, 2)
-        v_BKSC = v_BSKC.transpose(1, 2)
+        q_BSHC, k_BSKC, v_BSKC = self._queries_keys_values(x_BSD, placement, cache)
+        q_BHSC, k_BKSC, v_BKSC = q_BSHC.transpose(1, 2), k_BSKC.transpose(1, 2), v_BSKC.transpose(1, 2)
         if cache is not None:
             k_BKSC, v_BKSC = cache.update(self.layer, k_BKSC, v_BKSC)
         if placement.context is not None:
             k_BKSC, v_BKSC = placement.context.keys_and_values(k_BKSC, v_BKSC)
         mixed_BHSC = attend(q_BHSC, k_BKSC, v_BKSC, placement.masks[self.window])
         return self.o_proj(mixed_BHSC.transpose(1, 2).flatten(2))
+
+    def _queries_keys_values(
+        self, x_BSD: Tensor, placement: Placement, cache: Cache | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        rotary, norm = placement.rotary[self.layer_type], self.qk_norm
+        if self.qkv_proj.is_whole and kernels.has_kernels(x_BSD):
+            epsilon = norm.epsilon(x_BSD.dtype)
+            return self.qkv_proj.fused(x_BSD, placement, cache, rotary, norm.temp, epsilon)
+        q_BSHC, k_BSKC, v_BSKC = self.qkv_proj(x_BSD, placement, cache)
+        q_BSHC, k_BSKC = norm(q_BSHC, k_BSKC)
+        return rotate(q_BSHC, *rotary).to(v_BSKC.dtype), rotate(k_BSKC, *rotary).to(v_BSKC.dtype), v_BSKC
 
 
 def rotate(x_BSHC: Tensor, cosine_BSR: Tensor, sine_BSR: Tensor) -> Tensor:
@@ -188,7 +242,9 @@ def attend(q_BHSC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, mask_B1ST: Tensor | N
         # One query: fold its heads into the sequence, so that no key is copied for the heads of its group.
         folded = q_BHSC.reshape(batch, key_heads, heads // key_heads, channels)
         return F.scaled_dot_product_attention(folded, k_BKTC, v_BKTC, attn_mask=mask_B1ST).view_as(q_BHSC)
-    if mask_B1ST is not None and q_BHSC.device.type == "cpu" and q_BHSC.requires_grad and k_BKTC.shape[2] <= 512:
+    if q_BHSC.device.type == "cpu" and q_BHSC.requires_grad and k_BKTC.shape[2] <= 512:
+        if mask_B1ST is None:
+            mask_B1ST = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
         return _attend_by_products(q_BHSC, k_BKTC, v_BKTC, mask_B1ST)
     return F.scaled_dot_product_attention(
         q_BHSC, k_BKTC, v_BKTC, attn_mask=mask_B1ST, is_causal=mask_B1ST is None, enable_gqa=heads != key_heads

@@ -64,7 +64,7 @@ def load_model(
         dtype = config.dtype
     if dtype not in _DTYPES:
         raise ValueError(f"{folder} cannot run in dtype {dtype!r}; give dtype 'bfloat16' or 'float32'")
-    place = _usable(device)
+    place = usable_device(device)
     if packed:
         return _load_packed(source, config.with_(dtype=dtype), profile, place)
     with Unfilled(_DTYPES[dtype], place):
@@ -153,7 +153,8 @@ def iter_tensors(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
         yield name, archive.read(name)
 
 
-def _usable(device: torch.device | str) -> torch.device:
+def usable_device(device: torch.device | str) -> torch.device:
+    """What torch calls `device`; raises ValueError where it has none such here."""
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:

@@ -27,12 +27,13 @@ and attention starts blind, so ours is 1.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from openzaya.model.attention import CCAProjection, QKNorm
-from openzaya.model.decoder import Block, Trunk, ZayaForCausalLM
+from openzaya.model.decoder import Trunk, ZayaForCausalLM
 from openzaya.model.experts import Experts
 from openzaya.model.residual import ResidualScaling, RMSNorm
 from openzaya.model.router import Router
@@ -43,56 +44,93 @@ _EXPERTS_SCALE = 0.5
 @torch.no_grad()
 def initialise(model: ZayaForCausalLM, seed: int = 0) -> ZayaForCausalLM:
     """Fill every tensor of `model` for training from random weights; the same seed gives the same weights."""
-    generator = torch.Generator(device=next(model.parameters()).device).manual_seed(seed)
-
-    def normal(tensor: torch.Tensor, std: float) -> None:
-        tensor.normal_(0.0, std, generator=generator)
-
-    for module in model.modules():
-        match module:
-            case nn.Linear():
-                normal(module.weight, 1 / math.sqrt(module.in_features))
-                if module.bias is not None:
-                    module.bias.zero_()
-            case RMSNorm():
-                module.weight.fill_(1.0)
-            case QKNorm():
-                module.temp.fill_(1.0)
-            case ResidualScaling():
-                module.hidden_states_scale.fill_(1.0)
-                module.residual_scale.fill_(1.0)
-                module.hidden_states_bias.zero_()
-                module.residual_bias.zero_()
-            case Experts():
-                normal(module.gate_up_proj, 1 / math.sqrt(module.gate_up_proj.shape[-1]))
-                module.down_proj.zero_()
-            case Trunk():
-                normal(module.embed_tokens.weight, model.config.initializer_range)
-                # The released code scales the embedding by a learned vector; it starts at the residual's unit size.
-                module.input_hidden_states_scale.fill_(1.0 / model.config.initializer_range)
-                module.input_hidden_states_bias.zero_()
-    for module in model.modules():
-        match module:
-            case CCAProjection():
-                assert module.conv_qk_depthwise.bias is not None
-                assert module.conv_qk_grouped.bias is not None
-                module.conv_qk_depthwise.weight.zero_()
-                module.conv_qk_depthwise.weight[:, :, -1] = 1.0
-                module.conv_qk_depthwise.bias.zero_()
-                fan_in = module.conv_qk_grouped.weight.shape[1] * module.conv_qk_grouped.weight.shape[2]
-                normal(module.conv_qk_grouped.weight, 1 / math.sqrt(fan_in))
-                module.conv_qk_grouped.bias.zero_()
-            case Router():
-                if module.router_states_scale is not None:
-                    module.router_states_scale.fill_(1.0)
-                # All classes start about equally likely, so that the balancing biases decide from the first step.
-                module.router_mlp.out_proj.weight.mul_(0.1)
-                module.balancing_biases.zero_()
-                module.balancing_biases[-1] = -1.0
-    depth = math.sqrt(2 * model.config.num_hidden_layers)
-    for block in model.model.layers:
-        assert isinstance(block, Block)
-        # Attention starts small, so that the residual stream's size does not grow with depth.
-        block.self_attn.o_proj.weight.div_(depth)
-        block.post_mlp_residual_scale.hidden_states_scale.fill_(_EXPERTS_SCALE)
+    tensors = model.state_dict()
+    for name, value in initial_weights(model, seed):
+        tensors[name].copy_(value)
     return model
+
+
+def initial_weights(model: ZayaForCausalLM, seed: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor that `initialise` puts into `model`, by name, each made when it is due.
+
+    Of `model` only shapes and types are used, so that it may be on the meta device; the tensors are made on the
+    processor then, otherwise where it is.
+    """
+    place = next(model.parameters()).device
+    device = torch.device("cpu") if place.type == "meta" else place
+    generator = torch.Generator(device=device).manual_seed(seed)
+
+    def normal(like: Tensor, std: float) -> Tensor:
+        return torch.empty(like.shape, dtype=like.dtype, device=device).normal_(0.0, std, generator=generator)
+
+    def constant(like: Tensor, value: float) -> Tensor:
+        return torch.full(like.shape, value, dtype=like.dtype, device=device)
+
+    # Convolutions draw their numbers after everything else.
+    for parts in (_linear_parts, _convolutions):
+        for place_of, module in model.named_modules():
+            for name, value in parts(model, place_of, module, normal, constant):
+                yield f"{place_of}.{name}", value
+
+
+_Normal = Callable[[Tensor, float], Tensor]
+_Constant = Callable[[Tensor, float], Tensor]
+
+
+def _linear_parts(
+    model: ZayaForCausalLM, place: str, module: nn.Module, normal: _Normal, constant: _Constant
+) -> Iterator[tuple[str, Tensor]]:
+    match module:
+        case nn.Linear():
+            weight = normal(module.weight, 1 / math.sqrt(module.in_features))
+            if place.endswith(".router_mlp.out_proj"):
+                # All classes start about equally likely, so that the balancing biases decide from the first step.
+                weight.mul_(0.1)
+            elif place.endswith(".self_attn.o_proj"):
+                # Attention starts small, so that the residual stream's size does not grow with depth.
+                weight.div_(math.sqrt(2 * model.config.num_hidden_layers))
+            yield "weight", weight
+            if module.bias is not None:
+                yield "bias", constant(module.bias, 0.0)
+        case RMSNorm():
+            yield "weight", constant(module.weight, 1.0)
+        case QKNorm():
+            yield "temp", constant(module.temp, 1.0)
+        case ResidualScaling():
+            experts = place.endswith(".post_mlp_residual_scale")
+            yield "hidden_states_scale", constant(module.hidden_states_scale, _EXPERTS_SCALE if experts else 1.0)
+            yield "residual_scale", constant(module.residual_scale, 1.0)
+            yield "hidden_states_bias", constant(module.hidden_states_bias, 0.0)
+            yield "residual_bias", constant(module.residual_bias, 0.0)
+        case Experts():
+            yield "gate_up_proj", normal(module.gate_up_proj, 1 / math.sqrt(module.gate_up_proj.shape[-1]))
+            yield "down_proj", constant(module.down_proj, 0.0)
+        case Trunk():
+            spread = model.config.initializer_range
+            yield "embed_tokens.weight", normal(module.embed_tokens.weight, spread)
+            # The released code scales the embedding by a learned vector; it starts at the residual's unit size.
+            yield "input_hidden_states_scale", constant(module.input_hidden_states_scale, 1.0 / spread)
+            yield "input_hidden_states_bias", constant(module.input_hidden_states_bias, 0.0)
+        case Router():
+            if module.router_states_scale is not None:
+                yield "router_states_scale", constant(module.router_states_scale, 1.0)
+            biases = constant(module.balancing_biases, 0.0)
+            biases[-1] = -1.0
+            yield "balancing_biases", biases
+
+
+def _convolutions(
+    _model: ZayaForCausalLM, _place: str, module: nn.Module, normal: _Normal, constant: _Constant
+) -> Iterator[tuple[str, Tensor]]:
+    if not isinstance(module, CCAProjection):
+        return
+    depthwise, grouped = module.conv_qk_depthwise, module.conv_qk_grouped
+    assert depthwise.bias is not None
+    assert grouped.bias is not None
+    current = constant(depthwise.weight, 0.0)
+    current[:, :, -1] = 1.0
+    yield "conv_qk_depthwise.weight", current
+    yield "conv_qk_depthwise.bias", constant(depthwise.bias, 0.0)
+    fan_in = grouped.weight.shape[1] * grouped.weight.shape[2]
+    yield "conv_qk_grouped.weight", normal(grouped.weight, 1 / math.sqrt(fan_in))
+    yield "conv_qk_grouped.bias", constant(grouped.bias, 0.0)

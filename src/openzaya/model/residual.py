@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from openzaya.model import kernels
 from openzaya.model.numerics import Numerics
 
 
@@ -21,6 +22,10 @@ class RMSNorm(nn.Module):
         self.numerics = numerics
 
     def forward(self, x_BSD: Tensor) -> Tensor:
+        if kernels.has_kernels(x_BSD):
+            from openzaya.model.residual_kernel import kernel_norm
+
+            return kernel_norm(x_BSD, self.weight, self.eps)
         x_float = x_BSD.float()
         normed = x_float * torch.rsqrt(x_float.pow(2).mean(-1, keepdim=True) + self.eps)
         if self.numerics.lift:
@@ -44,6 +49,11 @@ class ResidualScaling(nn.Module):
         self.residual_bias = nn.Parameter(torch.empty(size))
 
     def forward(self, output_BSD: Tensor, residual_BSD: Tensor) -> Tensor:
+        if kernels.has_kernels(residual_BSD):
+            from openzaya.model.residual_kernel import kernel_scaling
+
+            vectors = self.hidden_states_scale, self.hidden_states_bias, self.residual_scale, self.residual_bias
+            return kernel_scaling(output_BSD, residual_BSD, *vectors)
         output_BSD = (output_BSD + self.hidden_states_bias) * self.hidden_states_scale
         residual_BSD = (residual_BSD + self.residual_bias) * self.residual_scale
         return output_BSD + residual_BSD

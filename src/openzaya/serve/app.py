@@ -37,11 +37,9 @@ from openzaya.serve.work import plan_work
 
 
 def create_app(service: Service) -> Starlette:
-    """The application over a service. Its `state.jobs` are opened, with `state.resume`, and closed by the caller, after
-    its `state.runs`."""
-    jobs, runs = Jobs(service), Runs(service)
-    endpoints = _Endpoints(service, jobs)
-    responses = ResponseEndpoints(service, jobs)
+    """The application over a service. Its `state.jobs` are opened, with `state.resume`, and closed by the caller."""
+    jobs = Jobs(service)
+    endpoints, responses, runs = _Endpoints(service, jobs), ResponseEndpoints(service, jobs), Runs(service, jobs)
     handled = (ApiError, BackendError, MrsaError, StoreError, ValueError, ClientLeft, HTTPException, Exception)
     app = Starlette(
         routes=[
@@ -60,7 +58,7 @@ def create_app(service: Service) -> Starlette:
         middleware=[Middleware(Guard, service=service)],
         exception_handlers=dict.fromkeys(handled, _explain),
     )
-    app.state.jobs, app.state.resume, app.state.runs = jobs, responses.resume, runs
+    app.state.jobs, app.state.resume = jobs, {"response": responses.resume, "run": runs.resume}
     return app
 
 
@@ -138,7 +136,7 @@ class _Endpoints:
         menu = self._service.menu
         context = self._service.backend.capabilities.context
         recipe = menu.default if name == menu.name else {"preset": name.removeprefix(f"{menu.name}@")}
-        config = configured(recipe)
+        config = configured(menu.unfolded(recipe))
         shape = {key: getattr(config, key) for key in ("candidates", "tails", "rounds", "beta", "tau", "final_tokens")}
         entry: dict[str, Any] = {"id": name, "object": "model", "created": self._since, "owned_by": "openzaya"}
         entry["mrsa"] = {"preset": recipe["preset"], **shape}

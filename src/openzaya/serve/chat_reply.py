@@ -35,8 +35,10 @@ class ChatReply:
         self._request = request
         self._work = work
         self._head = {"id": id or f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": request.model}
-        self._sent: dict[int, Choice] = {}
-        """What the stream has given out of each choice."""
+        self._begun: set[int] = set()
+        """Choices of which the stream has given out anything."""
+        self._answered: set[int] = set()
+        """Choices of which it has given out content or tool calls."""
 
     # ---- one document
 
@@ -67,7 +69,6 @@ class ChatReply:
         if isinstance(update, Progress):
             yield from self._delta(update.choice, {"reasoning_content": update.text + "\n"})
             return
-        sent = self._sent.get(update.choice, Choice(finish_reason=""))
         delta: dict[str, Any] = {}
         if update.reasoning:
             delta["reasoning_content"] = update.reasoning
@@ -75,13 +76,9 @@ class ChatReply:
             delta["content"] = update.content
         if update.tool_calls:
             delta["tool_calls"] = [_tool_call_delta(call) for call in update.tool_calls]
+        if update.content or update.tool_calls:
+            self._answered.add(update.choice)
         yield from self._delta(update.choice, delta, logprobs=update.logprobs)
-        self._sent[update.choice] = Choice(
-            finish_reason="",
-            reasoning=sent.reasoning + update.reasoning,
-            content=sent.content + update.content,
-            tool_calls=sent.tool_calls + tuple({} for _ in update.tool_calls),
-        )
 
     def last_chunks(self, outcome: Outcome) -> Iterator[dict[str, Any]]:
         """What the stream has not said yet, the ends of the choices, and the usage where it was asked for.
@@ -89,8 +86,7 @@ class ChatReply:
         Raises ApiError where the final call broke off after its beginning had been given out.
         """
         for index, choice in enumerate(outcome.choices):
-            sent = self._sent.get(index)
-            if sent is None or not (sent.content or sent.tool_calls):
+            if index not in self._answered:
                 yield from self._delta(index, _rest(choice))
             elif choice.final_failed is not None:
                 raise ApiError(502, f"the reply broke off: {choice.final_failed}", code="upstream_failed")
@@ -106,8 +102,8 @@ class ChatReply:
     def _delta(
         self, index: int, delta: dict[str, Any], logprobs: tuple[Mapping[str, Any], ...] = ()
     ) -> Iterator[dict[str, Any]]:
-        if index not in self._sent:
-            self._sent[index] = Choice(finish_reason="")
+        if index not in self._begun:
+            self._begun.add(index)
             yield self._chunk([{"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
         choice: dict[str, Any] = {"index": index, "delta": delta, "finish_reason": None}
         if logprobs:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from openzaya.backends.protocol import BackendError
+from openzaya.backends.protocol import BackendError, Delta, Usage, collect
 from openzaya.backends.protocol import Reply as Gathered
 from openzaya.engine.params import SamplingParams
 from openzaya.mrsa.draws import derive_seed
@@ -66,6 +66,8 @@ class CompletionWork:
 
     choices: tuple[tuple[str | list[int], SamplingParams], ...]
     echo: bool
+    continues: bool
+    """False where the prompt alone is asked for (`max_tokens` 0)."""
     deadline: float
 
 
@@ -82,11 +84,6 @@ def plan_completion(request: CompletionRequest, menu: Menu, *, context: int | No
         raise refused("a suffix is not offered: the model continues and does not fill in", param="suffix")
     if request.best_of not in (None, request.n or 1):
         raise refused(f"best_of is {request.best_of}; it must be n, or be left out", param="best_of")
-    if request.echo and request.logprobs is not None:
-        raise refused(
-            "echo with logprobs asks for the logprobs of the prompt, which no source here gives yet; leave one out",
-            param="echo",
-        )
     if request.max_tokens == 0 and not request.echo:
         raise refused("max_tokens is 0; without echo that asks for nothing", param="max_tokens")
     prompts = request.prompts
@@ -101,13 +98,14 @@ def plan_completion(request: CompletionRequest, menu: Menu, *, context: int | No
             code="run_too_large",
         )
     params = SamplingParams(
-        max_tokens=request.max_tokens or None,
+        max_tokens=1 if request.max_tokens == 0 else request.max_tokens,
         temperature=1.0 if request.temperature is None else request.temperature,
         top_p=request.top_p or 1.0,
         top_k=max(0, request.top_k or 0),
         min_p=request.min_p or 0.0,
         stop=request.stop,
         logprobs=request.logprobs,
+        echo=bool(request.echo) and request.logprobs is not None,
     )
     seed = secrets.randbits(32) if request.seed is None else request.seed
     choices = tuple(
@@ -115,7 +113,7 @@ def plan_completion(request: CompletionRequest, menu: Menu, *, context: int | No
         for prompt in prompts
         for place in range(request.n or 1)
     )
-    return CompletionWork(choices, bool(request.echo), limits.deadline)
+    return CompletionWork(choices, bool(request.echo), request.max_tokens != 0, limits.deadline)
 
 
 async def continue_all(work: CompletionWork, backend: SharedBackend, tell: Tell) -> Outcome:
@@ -139,27 +137,48 @@ async def _continue(
     tell: Tell,
 ) -> Outcome:
     reply = Gathered()
-    if work.echo:
-        text = prompt if isinstance(prompt, str) else await backend.decode(prompt)
-        if text is None:
-            raise BackendError("no tokenizer is known to spell the ids of an echo; send the prompt as text", status=400)
-        reply.content = text
-        tell(Piece(choice=index, content=text))
-    if work.echo and params.max_tokens is None:
-        reply.finish_reason = "length"
-    else:
+
+    def take(delta: Delta) -> None:
+        tell(Started())
+        reply.add(delta)
+        if delta.content or delta.logprobs:
+            tell(Piece(choice=index, content=delta.content, logprobs=delta.logprobs))
+
+    if work.echo and not params.echo:
+        take(Delta(content=await _spelled(prompt, backend)))
+    if work.continues:
         async with aclosing(backend.complete(prompt, params)) as deltas:
             async for delta in deltas:
-                tell(Started())
-                reply.add(delta)
-                if delta.content or delta.logprobs:
-                    tell(Piece(choice=index, content=delta.content, logprobs=delta.logprobs))
+                take(delta)
+    elif params.echo:
+        take(await _scored(prompt, params, backend))
+    else:
+        take(Delta(finish_reason="length", usage=Usage()))
+    if params.echo and not reply.logprobs:
+        raise BackendError("the source gives no logprobs of a prompt; leave echo or logprobs out", status=400)
     choice = Choice(
         finish_reason=reply.finish_reason or "stop",
         content=reply.content,
         logprobs=tuple(reply.logprobs) if params.logprobs is not None else None,
     )
     return Outcome(choices=(choice,), usage=reply.usage or await counted(reply, backend))
+
+
+async def _spelled(prompt: str | list[int], backend: SharedBackend) -> str:
+    text = prompt if isinstance(prompt, str) else await backend.decode(prompt)
+    if text is None:
+        raise BackendError("no tokenizer is known to spell the ids of an echo; send the prompt as text", status=400)
+    return text
+
+
+async def _scored(prompt: str | list[int], params: SamplingParams, backend: SharedBackend) -> Delta:
+    """An echo without the one token that a source has to add to tell of the prompt at all."""
+    async with aclosing(backend.complete(prompt, params)) as deltas:
+        whole = await collect(deltas)
+    count = whole.usage.prompt_tokens if whole.usage else len(whole.logprobs) - 1
+    entries = tuple(whole.logprobs[:count])
+    text = prompt if isinstance(prompt, str) else "".join(entry["token"] for entry in entries)
+    return Delta(content=text, logprobs=entries, usage=whole.usage, finish_reason="length")
 
 
 class CompletionReply:
@@ -213,9 +232,10 @@ class CompletionReply:
         shaped: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for entry in entries:
             top = {other["token"]: other["logprob"] for other in entry.get("top_logprobs", ())}
+            known = entry["logprob"] is not None  # nothing predicts the first token of an echo
             shaped["tokens"].append(entry["token"])
             shaped["token_logprobs"].append(entry["logprob"])
-            shaped["top_logprobs"].append({entry["token"]: entry["logprob"]} | top)
+            shaped["top_logprobs"].append({entry["token"]: entry["logprob"]} | top if known else None)
             shaped["text_offset"].append(offset)
             offset += len(entry["token"])
         self._offsets[index] = offset

@@ -90,6 +90,8 @@ class ServeConfig(_Table):
     """What a request that asks for nothing runs: `preset` and settings of Markovian RSA."""
     efforts: dict[Effort, dict[str, Any]] = Field(default_factory=dict)
     """What each `reasoning_effort` runs, in place of the built-in ladder."""
+    presets: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Presets of one's own, which clients choose by name like the bundled ones: `preset`, and settings over it."""
     progress: bool = True
     """Tell a stream how the rounds go, as reasoning."""
     keep_alive: float = Field(10.0, gt=0)

@@ -264,14 +264,15 @@ async def _run(
         status, code = (504, "deadline_exceeded") if solution.finish_reason == "deadline" else (400, "budget_exceeded")
         raise ApiError(status, f"the {solution.finish_reason} ended the run before any candidate answered", code=code)
     if work.every_candidate and not interrupted:
-        choices = tuple(_choice_of(candidate) for candidate in solution.candidates[-1] if not candidate.failed)
+        choices = tuple(choice_of(candidate) for candidate in solution.candidates[-1] if not candidate.failed)
     else:
         choices = (_choice(solution),)
     final = Usage() if solution.final is None else solution.final.usage
     return Outcome(choices=choices, usage=solution.usage, reports=(_report(work, solution),), final_usage=final)
 
 
-def _choice_of(candidate: Candidate) -> Choice:
+def choice_of(candidate: Candidate) -> Choice:
+    """A candidate as the whole reply."""
     return Choice(
         finish_reason=candidate.finish_reason if candidate.finish_reason in ("stop", "tool_calls") else "length",
         reasoning=candidate.reasoning,
@@ -284,7 +285,7 @@ def _choice(solution: Solution) -> Choice:
     """The reply of a run. An answer that a budget or deadline brought about is one that was cut short."""
     final = solution.final
     if final is not None and not final.failed and final.finish_reason not in INTERRUPTED:
-        return _choice_of(final)
+        return choice_of(final)
     reason = "stop" if solution.finish_reason == "answered" else "length"
     failure = final.failure if final is not None else None
     return Choice(finish_reason=reason, content=solution.text, tool_calls=solution.tool_calls, final_failed=failure)

@@ -95,18 +95,8 @@ class Undertaking:
 class Exchange:
     """What one client has of some work. Close it in any case."""
 
-    def __init__(self, service: Service, key: Key | None, start: Start) -> None:
-        """Raises ApiError (429, 503) where the work is not admitted."""
-        self._follow(Undertaking(service, key, start))
-
-    @classmethod
-    def of(cls, work: Undertaking) -> Exchange:
+    def __init__(self, work: Undertaking) -> None:
         """With work that others may follow too."""
-        exchange = cls.__new__(cls)
-        exchange._follow(work)
-        return exchange
-
-    def _follow(self, work: Undertaking) -> None:
         self._work = work
         self._left = False
         work.follow()

@@ -67,10 +67,13 @@ def owner_of(key: Key | None) -> str:
 class _AtWork:
     job: Job
     undertaking: Undertaking
+    kept: asyncio.Event = field(default_factory=asyncio.Event)
+    """It is in the store."""
     cancelled: bool = False
 
 
-def _result(ended: Outcome | BaseException) -> Mapping[str, Any]:
+def kept_result(ended: Outcome | BaseException) -> Mapping[str, Any]:
+    """What is kept of how a job ended: its `outcome`, its `error`, or nothing where it was stopped."""
     if isinstance(ended, Outcome):
         return {"outcome": ended.as_json()}
     return {} if isinstance(ended, asyncio.CancelledError) else told(ended).envelope()
@@ -81,12 +84,15 @@ class Doing:
     """How a job is done, and what is kept of how it ended."""
 
     start: Start
-    result_of: Callable[[Outcome | BaseException], Mapping[str, Any]] = _result
+    result_of: Callable[[Outcome | BaseException], Mapping[str, Any]] = kept_result
     """With `outcome` where it came to one."""
 
 
 DoingOf = Callable[[Job], Doing]
 """How a job is done that may have begun before."""
+
+Resume = Callable[[Job], Awaitable[None]]
+"""Go on with a job of an earlier service."""
 
 
 class Jobs:
@@ -102,12 +108,12 @@ class Jobs:
 
     # ---- from the first job to the last
 
-    async def open(self, resume: Callable[[Job], Awaitable[None]]) -> None:
-        """Open the store and go on with what runs without a client. Raises StoreError."""
+    async def open(self, resume: Mapping[str, Resume]) -> None:
+        """Open the store and go on with what runs without a client, by its kind. Raises StoreError."""
         await self.store.open()
         for job in await self.store.unfinished():
             if job.background:
-                await resume(job)
+                await resume[job.kind](job)
             else:  # its client went away with the service before
                 await self.store.end(job.id, LEFT, expires=time.time() + self._service.config.keep_replies)
         self._sweeping = asyncio.create_task(self._sweep())
@@ -149,7 +155,7 @@ class Jobs:
         kept = await self._kept(ask)
         same = self._same_at_work(ask, kept)  # looked for after the store was: another may have come meanwhile
         if same is not None:
-            return same.job, Exchange.of(same.undertaking)
+            return same.job, Exchange(same.undertaking)
         if kept is not None and kept.status == COMPLETED and kept.result is not None and "outcome" in kept.result:
             return kept, Finished(Outcome.from_json(kept.result["outcome"]))
         job = kept or Job(
@@ -167,7 +173,20 @@ class Jobs:
         except ApiError:
             self._refused[ask.fingerprint].append(time.monotonic())
             raise
-        return job, Exchange.of(at_work.undertaking)
+        return job, Exchange(at_work.undertaking)
+
+    async def kept(self, id: str, exchange: Exchange | Finished) -> None:
+        """Wait until a job is in the store, so that nothing loses it any more; raises what ended it before."""
+        at_work = self._at_work.get(id)
+        if at_work is None:
+            return
+        kept: asyncio.Future[Any] = asyncio.ensure_future(at_work.kept.wait())
+        try:
+            await asyncio.wait({kept, at_work.undertaking.task}, return_when=asyncio.FIRST_COMPLETED)
+            if not kept.done():
+                await exchange.outcome()
+        finally:
+            kept.cancel()
 
     def resume(self, job: Job, doing: Doing, keep: float) -> None:
         """Go on with a job of an earlier service, whose place it keeps."""
@@ -256,6 +275,7 @@ class Jobs:
     async def _perform(self, job: Job, doing: Doing, keep: float, backend: SharedBackend, tell: Tell) -> Outcome:
         try:
             await self.store.create(replace(job, status="running"))
+            self._at_work[job.id].kept.set()
             outcome = await doing.start(backend, tell)
             outcome = replace(outcome, cost=self._service.cost(outcome.usage, outcome.final_usage))
             await self._end(job, COMPLETED, keep, doing.result_of(outcome))

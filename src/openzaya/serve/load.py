@@ -47,6 +47,12 @@ class Settings:
         config = preset(self.preset)
         return self.jobs * (config.rounds * config.candidates + config.last_width + 1)
 
+    @property
+    def tokens_of_tails(self) -> int:
+        """N·τ of a job, with tails no longer than the replies; a piece is a token."""
+        config = preset(self.preset)
+        return config.candidates * min(config.tau, self.chunks)
+
 
 def measure(settings: Settings, progress: Progress) -> dict[str, Any]:
     """CPU seconds by rollout and by chunk, beside reading the same streams alone, and memory by job."""
@@ -61,6 +67,8 @@ async def _measure(settings: Settings, url: str, progress: Progress) -> dict[str
         found = await _serve(settings, url, Path(folder) / "jobs.sqlite", progress)
     chunks = settings.rollouts * settings.chunks
     by_chunk = found["cpu_seconds"] / chunks
+    tails = settings.tokens_of_tails
+    memory = {"tokens_of_tails_a_job": tails, "bytes_a_token_of_tails": found["memory"]["bytes_a_job"] / tails}
     return {
         "rollouts": settings.rollouts,
         "chunks": chunks,
@@ -73,7 +81,7 @@ async def _measure(settings: Settings, url: str, progress: Progress) -> dict[str
             "microseconds_a_chunk": 1e6 * alone / settings.chunks,
         },
         "times_reading_alone": by_chunk * settings.chunks / alone,
-        "memory": found["memory"],
+        "memory": found["memory"] | memory,
     }
 
 

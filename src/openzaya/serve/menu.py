@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,18 @@ class Menu:
     default: Mapping[str, Any]
     efforts: Mapping[str, Mapping[str, Any]]
     presets: tuple[str, ...]
-    """Those that fit the model's context."""
+    """Those that fit the model's context, the operator's own first."""
+    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The recipes of the operator's own presets."""
 
     def models(self) -> list[str]:
         """The names that clients can choose from, the default first."""
         return [self.name, *(f"{self.name}@{name}" for name in self.presets)]
+
+    def unfolded(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
+        """The same over a bundled preset, where it is over one of the operator's own."""
+        own = self.own.get(str(recipe["preset"]))
+        return dict(recipe) if own is None else {**own, **recipe, "preset": own["preset"]}
 
 
 def make_menu(config: ServeConfig, capabilities: Capabilities, device: str = "cpu") -> Menu:
@@ -36,12 +43,26 @@ def make_menu(config: ServeConfig, capabilities: Capabilities, device: str = "cp
     default = dict(config.mrsa)
     if default.get("preset", "auto") == "auto":
         default["preset"] = automatic_preset(model, local=capabilities.local, device=device)
+    _check_own(config.presets)
+    menu = Menu(config.name or _own_name(model, capabilities), {}, {}, (), config.presets)
+    default = menu.unfolded(default)
     efforts: dict[str, dict[str, Any]] = _ladder(default)
-    efforts.update({str(name): recipe for name, recipe in config.efforts.items()})
+    efforts.update({str(name): menu.unfolded(recipe) for name, recipe in config.efforts.items()})
     for recipe in (default, *efforts.values()):
         configured(recipe)
-    fitting = tuple(name for name in preset_names() if fits(preset(name), capabilities.context))
-    return Menu(config.name or _own_name(model, capabilities), default, efforts, fitting)
+    recipes = {**config.presets, **{name: {"preset": name} for name in preset_names()}}
+    fitting = tuple(name for name, recipe in recipes.items() if fits(configured(recipe), capabilities.context))
+    return replace(menu, default=default, efforts=efforts, presets=fitting)
+
+
+def _check_own(presets: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, recipe in presets.items():
+        if name in ("auto", *preset_names()) or "@" in name:
+            raise ValueError(f"presets.{name} cannot be a name of your own: it is taken, or has an @; give another")
+        if recipe.get("preset") not in preset_names():
+            raise ValueError(
+                f"presets.{name} is over the preset {recipe.get('preset')!r}; name one of {', '.join(preset_names())}"
+            )
 
 
 def configured(recipe: Mapping[str, Any]) -> MrsaConfig:

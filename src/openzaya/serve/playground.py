@@ -10,15 +10,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from openzaya.serve.chat_request import ChatRequest
 from openzaya.serve.errors import ApiError, refused
-from openzaya.serve.reading import read_request
 from openzaya.serve.run_page import DRAWING, STYLE, page_file, page_of
 from openzaya.serve.run_records import Record, RecordWriter
 from openzaya.serve.runs import Runs
 from openzaya.serve.service import Service
 from openzaya.serve.streaming import EventStream
-from openzaya.serve.work import plan_work
 
 _SCRIPTS = (*DRAWING, "feed.js", "composer.js", "app.js")
 _KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
@@ -54,13 +51,7 @@ class Playground:
 
     async def start(self, request: Request) -> Response:
         """Start a run from the body of a chat request; it goes on when the client leaves."""
-        service, key = self._service, request.state.key
-        limits = service.limits_of(key)
-        asked, _ = await read_request(request, ChatRequest, limits.body_bytes)
-        work = plan_work(asked, service.menu, service.backend.capabilities, limits, progress=False)
-        if work.choices > 1 or work.every_candidate:
-            raise refused("a run has one reply; leave n and rsa_final_n out", param="n")
-        run_id = await self._runs.start(key, work, [message.for_model() for message in asked.messages])
+        run_id = await self._runs.start(request)
         return JSONResponse({"id": run_id, "object": "run"}, status_code=202)
 
     async def watch(self, request: Request) -> Response:

@@ -25,8 +25,6 @@ class ResponseWriter:
 
     def __init__(self, job: Job, asked: ResponseRequest, log: EventLog) -> None:
         self.log = log
-        self.opened = asyncio.Event()
-        """The job is kept, and the stream has begun."""
         self._head = head_of(job, asked)
         self._output = Output()
         self._status = "queued" if job.background else "in_progress"
@@ -50,7 +48,6 @@ class ResponseWriter:
                 self.log.add([self._event("response.queued")])
         if self._status == "in_progress":
             self.log.add([self._event("response.in_progress")])
-        self.opened.set()
 
     def tell(self, update: Update) -> None:
         """Take what the work tells."""

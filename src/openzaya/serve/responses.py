@@ -70,7 +70,7 @@ class ResponseEndpoints:
         writer = self._writers.get(job.id)
         try:
             if background:
-                await self._opened(writer, exchange)
+                await self._jobs.kept(job.id, exchange)
             elif asked.stream:
                 await unless_client_leaves(request, exchange.begun())
             else:
@@ -124,21 +124,6 @@ class ResponseEndpoints:
                 raise
 
         return Doing(start, writer.result_of)
-
-    async def _opened(self, writer: ResponseWriter | None, exchange: Exchange | Finished) -> None:
-        """Wait until a background job is kept, so that nothing can lose it any more."""
-        if writer is None:
-            return
-        opened = asyncio.ensure_future(writer.opened.wait())
-        ended = asyncio.ensure_future(exchange.outcome())
-        try:
-            await asyncio.wait({opened, ended}, return_when=asyncio.FIRST_COMPLETED)
-            if not opened.done():
-                ended.result()
-        finally:
-            for one in (opened, ended):
-                one.cancel()
-            await asyncio.gather(opened, ended, return_exceptions=True)
 
     async def _history(self, key: Key | None, id: str | None) -> list[Item]:
         """The items of the conversation up to and with the response `id`. Raises ApiError (400)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from io import SEEK_END, StringIO
 from typing import Any
 
 from openzaya.mrsa import Solution, events
@@ -24,7 +25,8 @@ class RunFeed:
         self._closed = False
         self._end: End | None = None
         self._writing: dict[tuple[int, int], int] = {}
-        self._text = ""
+        self._text = StringIO()
+        self._characters = 0
         self._reasoning_characters = 0
         self._changed = asyncio.Event()
 
@@ -53,7 +55,9 @@ class RunFeed:
 
     def on_text(self, text: str, reasoning: str = "") -> None:
         """Take a piece of the reply as it is written."""
-        self._text += text
+        self._text.seek(0, SEEK_END)
+        self._text.write(text)
+        self._characters += len(text)
         self._reasoning_characters += len(reasoning)
         self._change()
 
@@ -62,18 +66,12 @@ class RunFeed:
         assert self._end is not None
         self.close(self._writer.record(self._end, solution))
 
-    def close(self, record: Record) -> None:
-        """Take the last record; of several only the first counts."""
+    def close(self, record: Record | None = None) -> None:
+        """Take the last record; of several only the first counts. Without one the run is not over, only this feed."""
         if not self._closed:
             self._closed = True
-            self._records.append(record)
+            self._records += [] if record is None else [record]
             self._change()
-
-    @property
-    def failure(self) -> Record | None:
-        """The last record of a run without a result."""
-        last = self._records[-1] if self._closed else None
-        return None if last is None or last["kind"] == "end" else last
 
     def _on_entry(self, entry: Entry) -> None:
         if isinstance(entry, End):
@@ -103,19 +101,20 @@ class RunFeed:
             if self._closed:
                 return
             now = self._now(said)
-            if (now["writing"], self._reasoning_characters, len(self._text)) != before:
-                before = now["writing"], self._reasoning_characters, len(self._text)
-                said = len(self._text)
+            if (now["writing"], self._reasoning_characters, self._characters) != before:
+                before = now["writing"], self._reasoning_characters, self._characters
+                said = self._characters
                 yield seen, now
             await changed.wait()
             await asyncio.sleep(_BETWEEN)
 
     def _now(self, said: int) -> Record:
+        self._text.seek(said)
         return {
             "kind": "now",
             "writing": [[round, index, tokens] for (round, index), tokens in self._writing.items()],
             "from": said,
-            "text": self._text[said:],
+            "text": self._text.read(),
             "reasoning_characters": self._reasoning_characters,
         }
 
@@ -138,6 +137,8 @@ class _Told:
             self._tell(journal.header)
             for attempt in journal.attempts:
                 self._tell(attempt)
+            if journal.end is not None:
+                self._tell(journal.end)
         return journal
 
     async def write(self, entry: Entry) -> None:

@@ -60,10 +60,9 @@ async def serve(config: ServeConfig, *, on_ready: OnReady | None = None) -> None
             app = create_app(service)
             closing.push_async_callback(app.state.jobs.aclose)
             await app.state.jobs.open(app.state.resume)
-            closing.push_async_callback(app.state.runs.aclose)
         except StoreError as error:
             raise ValueError(str(error)) from None
-        watching = asyncio.create_task(_watch_upstreams(service))
+        watching = asyncio.create_task(watch_upstreams(service))
         closing.callback(watching.cancel)
         await _Server(service, app, listener, on_ready).serve(sockets=[listener])
 
@@ -82,7 +81,7 @@ def _secret(variable: str | None) -> str | None:
     return os.environ.get(variable) if variable else None
 
 
-async def _watch_upstreams(service: Service) -> None:
+async def watch_upstreams(service: Service) -> None:
     """Keep `service.reachable` true to what upstreams answer, as long as it is not cancelled."""
     several: tuple[Any, ...] = (service.backend, service.final)
     sources = [source for source in several if isinstance(source, OpenAIBackend)]

@@ -189,6 +189,7 @@ class SqlSink:
     async def read(self) -> Journal | None:
         where = "SELECT record FROM records WHERE job = ? AND choice = ? ORDER BY place"
         rows = await self._database.execute((where, self._key))
+        self._next = len(rows)
         try:
             return assemble([entry_of(json.loads(row[0]), self.name) for row in rows], self.name)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -198,8 +199,10 @@ class SqlSink:
 
     async def write(self, entry: Entry) -> None:
         if self._next is None:
-            where = "SELECT COALESCE(MAX(place), -1) FROM records WHERE job = ? AND choice = ?"
-            self._next = 1 + int((await self._database.execute((where, self._key)))[0][0])
+            where = "SELECT COUNT(*) FROM records WHERE job = ? AND choice = ?"
+            kept = int((await self._database.execute((where, self._key)))[0][0])
+            if self._next is None:  # else another write asked at the same time
+                self._next = kept
         place, self._next = self._next, self._next + 1
         statement = "INSERT INTO records (job, choice, place, record) VALUES (?, ?, ?, ?)"
         await self._database.execute((statement, (*self._key, place, _text(record_of(entry)))))

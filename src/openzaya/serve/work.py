@@ -100,7 +100,7 @@ def _recipe(request: ChatRequest, menu: Menu) -> dict[str, Any]:
         if own.get("preset") == "auto":
             own = {**menu.default, **own, "preset": menu.default["preset"]}
         recipe = own if "preset" in own else {**recipe, **own}
-    return dict(recipe)
+    return menu.unfolded(recipe)
 
 
 def _work(request: ChatRequest, config: MrsaConfig, chosen: frozenset[str]) -> Work:

@@ -144,6 +144,8 @@ class AuxiliaryLoss:
         """Which tokens of the coming forward count: not padding."""
         self.part = 1.0
         """Of the step, that the coming forward is."""
+        self.total: Callable[[Tensor], Tensor] = lambda counts: counts
+        """Sum of counts over the ranks that share the rows of a forward; shares are those of all its tokens."""
         for module in model.modules():
             if isinstance(module, Router):
                 scores = module.router_mlp
@@ -168,7 +170,7 @@ class AuxiliaryLoss:
             kept = real_T.bool()
             chosen_T = (probability_TE.detach() + router.balancing_biases).argmax(dim=-1)[kept]
             experts = scores_TE.shape[1] - 1
-            counts_E = torch.bincount(chosen_T, minlength=experts + 1)[:experts]
+            counts_E = self.total(torch.bincount(chosen_T, minlength=experts + 1)[:experts])
             loss = auxiliary_loss(probability_TE[kept], counts_E / counts_E.sum().clamp_min(1))
             (gradient_TE,) = torch.autograd.grad(loss * self.weight, scores_TE)
         return gradient_TE

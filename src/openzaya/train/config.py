@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -16,11 +16,13 @@ from openzaya.data.mixture import FamilyShare, check_mixture
 from openzaya.data.rollouts import Undecided
 from openzaya.data.trimming import Overlong
 from openzaya.model.config import NAMED_SHAPES, RopeParameters, ZayaConfig
+from openzaya.train.ablation_recipe import AblationRecipe
 
 Positive = Annotated[int, Field(gt=0)]
 Above0 = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Part = Literal["attention", "experts"]
+Recipe = TypeVar("Recipe", bound=BaseModel)
 
 SCRATCH, CHECKPOINT = "scratch", "checkpoint"
 """What a phase may start from besides an earlier phase: random weights, or `model.checkpoint`."""
@@ -61,14 +63,6 @@ class ModelRecipe(_Section):
         if self.shape not in NAMED_SHAPES:
             raise ValueError(f"the shape {self.shape!r} is unknown; there are {', '.join(NAMED_SHAPES)}")
         return NAMED_SHAPES[self.shape].with_(**self.changes, **more)
-
-
-class AblationRecipe(_Section):
-    """Parts of ZAYA1 replaced by what it claims to be better than, for experiments."""
-
-    router: Literal["mlp", "linear"] = "mlp"
-    """"linear": one matrix from the normed stream to the classes, no depth averaging. Such a model fits no published
-    layout: its phases leave their state and no checkpoint folder."""
 
 
 class LoraRecipe(_Section):
@@ -178,6 +172,21 @@ class ShardingRecipe(_Section):
     """Ranks that share the experts of a layer."""
     context: Positive = 1
     """Ranks that share a row."""
+
+    @property
+    def ranks(self) -> int:
+        """The fewest that it divides a phase over; their number must be a multiple of it."""
+        return self.expert * self.context
+
+    @property
+    def undivided(self) -> str | None:
+        """What one process says of it, which takes a phase whole; None where there is nothing to divide."""
+        if self.ranks == 1:
+            return None
+        return (
+            f"the recipe divides experts over {self.expert} and rows over {self.context} ranks; this one process takes "
+            f"them whole (torchrun --nproc-per-node {self.ranks} -m openzaya train starts as many as it wants)"
+        )
 
 
 class PhaseRecipe(_Section):
@@ -332,8 +341,8 @@ class TrainConfig(_Section):
             raise ValueError(f"tokenizer.corpora names {unread[0]!r}; there are {', '.join(self.corpora) or 'none'}")
         if not (self.mixture or self.tokenizer.corpora or self.tokenizer.folder or self.model.checkpoint):
             raise ValueError("nothing says where the tokenizer comes from; set tokenizer.folder or tokenizer.corpora")
-        if self.ablation.router == "linear" and self.model.checkpoint is not None:
-            raise ValueError("ablation.router 'linear' trains from random weights; model.checkpoint has MLP routers")
+        if self.ablation != AblationRecipe() and self.model.checkpoint is not None:
+            raise ValueError("ablation trains from random weights; model.checkpoint was trained with all of its parts")
         if self.lora is not None and any(self.start_of(phase) == SCRATCH for phase in self.phases):
             raise ValueError("lora adapts a checkpoint; set model.checkpoint, and start no phase from scratch")
         return self
@@ -345,14 +354,23 @@ class TrainConfig(_Section):
 
 def read_train_config(path: str | Path) -> TrainConfig:
     """Read a recipe; raises ValueError naming the file, the key and what is wrong with it."""
+    return checked(TrainConfig, read_toml(path), path)
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """What a file says, before anything of it is checked; raises ValueError where it is no TOML."""
     try:
-        fields = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from None
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not valid TOML ({error})") from None
+
+
+def checked(recipe: type[Recipe], fields: dict[str, Any], path: str | Path) -> Recipe:
+    """A recipe made of the fields of a file; raises ValueError naming the file, the key and what is wrong with it."""
     try:
-        return TrainConfig(**fields)
+        return recipe(**fields)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from statistics import median
@@ -11,7 +10,7 @@ from typing import Any
 
 from openzaya.locks import alone
 from openzaya.train.curves import Series, line_chart
-from openzaya.train.reports import read_lines
+from openzaya.train.reports import PhaseLog, phase_logs, read_lines
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #ffffff; --text: #1b1f24; --quiet: #5c6670; --rule: #dfe3e8;
@@ -40,25 +39,6 @@ ul { list-style: none; margin: 0; padding: 0 0 0 56px; display: flex; flex-wrap:
 """
 
 
-@dataclass(slots=True)
-class _Phase:
-    """What the log has of one phase, by step; of a step that was done twice, the later line."""
-
-    name: str
-    steps: dict[int, dict[str, Any]] = field(default_factory=dict)
-    held_out: dict[int, dict[str, float]] = field(default_factory=dict)
-    notes: list[tuple[int, str]] = field(default_factory=list)
-
-    def curve(self, key: str) -> list[tuple[float, float]]:
-        """One figure over steps."""
-        found = ((step, line.get(key)) for step, line in sorted(self.steps.items()))
-        return [(float(step), float(value)) for step, value in found if value is not None]
-
-    @property
-    def last(self) -> dict[str, Any]:
-        return self.steps[max(self.steps)] if self.steps else {}
-
-
 def write_html_report(folder: Path) -> Path:
     """Write `report.html` of the run in `folder` from its log, whole or not at all, and return its path."""
     page = folder / "report.html"
@@ -71,7 +51,7 @@ def write_html_report(folder: Path) -> Path:
 
 def html_report(title: str, lines: Sequence[dict[str, Any]]) -> str:
     """The page for the lines of a log."""
-    phases = _phases(lines)
+    phases = list(phase_logs(lines).values())
     notes = "".join(
         f"<tr><td>{escape(phase.name)}</td><td>{step:,}</td><td>{escape(note)}</td></tr>"
         for phase in phases
@@ -88,21 +68,7 @@ def html_report(title: str, lines: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _phases(lines: Sequence[dict[str, Any]]) -> list[_Phase]:
-    phases: dict[str, _Phase] = {}
-    for line in lines:
-        phase = phases.setdefault(line["phase"], _Phase(line["phase"]))
-        step = int(line["step"])
-        if "note" in line:
-            phase.notes.append((step, line["note"]))
-        elif "held_out" in line:
-            phase.held_out[step] = line["held_out"]
-        else:
-            phase.steps[step] = line
-    return list(phases.values())
-
-
-def _charts(phases: Sequence[_Phase]) -> list[str]:
+def _charts(phases: Sequence[PhaseLog]) -> list[str]:
     def each(title: str, key: str, low: float | None = None) -> str:
         return line_chart(title, [Series(phase.name, phase.curve(key)) for phase in phases], "step", low=low)
 
@@ -137,20 +103,20 @@ def _charts(phases: Sequence[_Phase]) -> list[str]:
     ]
 
 
-def _held_out_names(phases: Sequence[_Phase]) -> list[str]:
+def _held_out_names(phases: Sequence[PhaseLog]) -> list[str]:
     """What held-out loss was taken of, in the order in which it first was."""
     return list(dict.fromkeys(name for phase in phases for found in phase.held_out.values() for name in found))
 
 
-def _held_out(phase: _Phase, name: str) -> list[tuple[float, float]]:
+def _held_out(phase: PhaseLog, name: str) -> list[tuple[float, float]]:
     return [(float(step), found[name]) for step, found in sorted(phase.held_out.items()) if name in found]
 
 
-def _layer(phase: _Phase, layer: int) -> list[tuple[float, float]]:
+def _layer(phase: PhaseLog, layer: int) -> list[tuple[float, float]]:
     return [(float(step), line["load_entropies"][layer]) for step, line in sorted(phase.steps.items())]
 
 
-def _table(phases: Sequence[_Phase]) -> str:
+def _table(phases: Sequence[PhaseLog]) -> str:
     rows, names = [], _held_out_names(phases)
     for phase in phases:
         last = phase.last

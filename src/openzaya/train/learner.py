@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from openzaya.data.packing import Batch
-from openzaya.model.checkpoint import load_model
+from openzaya.model.checkpoint import Unfilled
 from openzaya.model.config import ZayaConfig
 from openzaya.model.decoder import ZayaForCausalLM
-from openzaya.model.initialise import initialise
-from openzaya.model.numerics import numerics_profile
 from openzaya.model.router import Routing
-from openzaya.train.ablation import LinearScores, with_linear_routers
+from openzaya.train.ablation import exchange_parts
+from openzaya.train.ablation_recipe import AblationRecipe
 from openzaya.train.balancing import AuxiliaryLoss, Balancer
+from openzaya.train.beginning import starting_model
 from openzaya.train.config import PhaseRecipe, TrainConfig
-from openzaya.train.lora import add_adapters, merged_weights
+from openzaya.train.lora import merged_weights
 from openzaya.train.loss import linear_cross_entropy
 from openzaya.train.muon import MuonAdamW
 from openzaya.train.recompute import checkpoint_blocks
@@ -53,12 +54,13 @@ class Learner:
     optimizer: MuonAdamW
     balancer: Balancer
     auxiliary: AuxiliaryLoss | None = None
+    ablation: AblationRecipe = field(default_factory=AblationRecipe)
 
     @classmethod
     def create(cls, config: TrainConfig, model_config: ZayaConfig, phase: PhaseRecipe | None = None) -> Learner:
         """The learner of a phase (the first where none is given), before a state is loaded into it."""
         phase = phase or config.phases[0]
-        model = _model(config, phase.shape(model_config))
+        model = starting_model(config, phase.shape(model_config))
         optimizer = MuonAdamW(model.named_parameters(), config.optimizer)
         # The optimizer has copied its float32 masters by now; buffers (the balancing biases) stay float32.
         for parameter in model.parameters():
@@ -68,7 +70,7 @@ class Learner:
         auxiliary = AuxiliaryLoss(model, weight) if config.balancing.method == "auxiliary" else None
         if phase.activation_checkpointing:
             checkpoint_blocks(model)
-        return cls(model.train(), optimizer, balancer, auxiliary)
+        return cls(model.train(), optimizer, balancer, auxiliary, config.ablation)
 
     @property
     def device(self) -> torch.device:
@@ -129,29 +131,28 @@ class Learner:
         self.optimizer.load_state(tensors, progress.optimizer_steps)
         self.balancer.load_state(tensors, progress.balancing_steps)
 
-    def master_model(self) -> ZayaForCausalLM:
-        """A float32 copy of the model made of the masters, adapters merged."""
-        copy = ZayaForCausalLM(self.model.config, self.model.numerics)
-        if any(isinstance(module, LinearScores) for module in self.model.modules()):
-            with_linear_routers(copy)
+    def master_model(self) -> ZayaForCausalLM | None:
+        """A float32 copy of the model made of the masters, adapters merged, on the processor.
+
+        Of many ranks the first one gets it and the others None; all of them call this together.
+        """
         masters = {name: slot.master for name, slot in self.optimizer.slots.items()}
         frozen = {name: p.detach() for name, p in self.model.named_parameters() if name not in masters}
-        biases = dict(self.model.named_buffers())
-        copy.load_state_dict(merged_weights(self.model, {**frozen, **masters}) | biases)
+        copy = self._blank()
+        self._merge_into(copy, {**frozen, **masters})
+        return copy
+
+    def _blank(self) -> ZayaForCausalLM:
+        """A model such as `model` was before adapters, with nothing in it."""
+        with Unfilled(torch.float32, torch.device("cpu")):
+            copy = ZayaForCausalLM(self.model.config, self.model.numerics)
+            exchange_parts(copy, self.ablation)
         return copy.eval()
 
-
-def _model(config: TrainConfig, shape: ZayaConfig) -> ZayaForCausalLM:
-    """The model before its first step, in float32 (in the training dtype where only adapters move)."""
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if config.model.checkpoint is None:
-        model = ZayaForCausalLM(shape, numerics_profile(config.numerics))
-        if config.ablation.router == "linear":
-            with_linear_routers(model)
-        return initialise(model, config.seed).to(device)
-    dtype = "float32" if config.lora is None else config.dtype
-    model = load_model(config.model.checkpoint, dtype=dtype, device=device, numerics=config.numerics)
-    model.config = shape
-    if config.lora is not None:
-        add_adapters(model, config.lora, config.seed)
-    return model
+    @torch.no_grad()
+    def _merge_into(self, copy: ZayaForCausalLM | None, tensors: Mapping[str, Tensor]) -> None:
+        """Put parameters, adapters merged, and buffers into `copy`; where that is None they are only asked for."""
+        places = {} if copy is None else copy.state_dict()
+        for name, tensor in chain(self.model.named_buffers(), merged_weights(self.model, tensors)):
+            if places:
+                places[name].copy_(tensor)

@@ -50,12 +50,15 @@ class Run:
         """Do every phase that is not finished, or only the one named (phases apart may run at once).
 
         Raises ValueError where the folder belongs to another recipe, the phase does not exist, the phase that it
-        starts from is not finished, the disk is full, or no loss is finite however far the run goes back.
+        starts from is not finished, the ranks cannot be divided as it says, the disk is full, or no loss is finite
+        however far the run goes back.
         """
         phases = [phase for phase in self.config.phases if only in (None, phase.name)]
         if not phases:
             names = ", ".join(phase.name for phase in self.config.phases)
             raise ValueError(f"the phase {only!r} is not in the recipe; it has {names}")
+        for phase in phases:
+            self.world.share(phase)  # refuses what cannot be divided before anything is trained
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.world.leader_first(), alone(self.folder):
             self._guard_recipe()
@@ -75,7 +78,7 @@ class Run:
     @property
     def exports(self) -> bool:
         """Whether phases leave checkpoint folders: not where the model fits no layout."""
-        return self.config.ablation.router == "mlp"
+        return self.config.ablation.fits_layout
 
     def states(self, phase: PhaseRecipe) -> Keeper:
         """Where the states of a phase are kept while it runs."""
@@ -150,6 +153,8 @@ class PhaseRun:
         return self.seconds_before + time.monotonic() - self.started
 
     def run(self) -> None:
+        if self.run_.world.ranks == 1 and (undivided := self.phase.sharding.undivided):
+            self._report(undivided)
         self._take_up()
         if self.run_.world.leads:
             self.boards = boards(self.run_.config.logging, self.run_.folder, self.phase.name, self.step)
@@ -252,9 +257,10 @@ class PhaseRun:
         assert self.problems is not None
         self.refreshes += 1
         path, run = self._pool_path(self.refreshes), self.run_
-        model = None if path.exists() else self.learner.master_model()
+        # The leader's folder decides: others may see a file later than it is there.
+        model = None if run.world.agreed(path.exists()) else self.learner.master_model()
         with run.world.leader_first():
-            if model is not None and run.world.leads:
+            if model is not None:
                 pool = refreshed_pool(
                     model,
                     self.phase.aggregation,
@@ -352,7 +358,7 @@ class PhaseRun:
     def _export(self, folder: Path) -> None:
         partial = folder.with_suffix(".partial")
         model, config = self.learner.master_model(), self.run_.config
-        if not self.run_.world.leads:
+        if model is None:
             return
         # Training from random weights keeps the masters as they are; a checkpoint goes on in the type that it came in.
         dtype = None if config.model.checkpoint is None else self.run_.model_config.dtype

@@ -81,10 +81,13 @@ class MuonAdamW:
             matrix = is_matrix(name, parameter) and recipe.matrices == "muon"
             # Scales, norms, biases and convolutions have their own resting values.
             decays = is_matrix(name, parameter) or (parameter.ndim == 2 and "conv_qk" not in name)
-            master = parameter.detach().float().clone()
+            master = self._master(name, parameter)
             moments = tuple(torch.zeros_like(master) for _ in range(1 if matrix else 2))
             share = recipe.router_share if is_router(name) else 1.0
             self.slots[name] = _Slot(parameter, master, moments, matrix, decays, share)
+
+    def _master(self, name: str, parameter: nn.Parameter) -> Tensor:
+        return parameter.detach().float().clone()
 
     def forget(self) -> None:
         """Drop all gradients, for a step that is not taken."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -118,3 +118,37 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
         if isinstance(fields, dict):
             found.append(fields)
     return found
+
+
+@dataclass(slots=True)
+class PhaseLog:
+    """What a log has of one phase, by step; of a step that was done twice, the later line."""
+
+    name: str
+    steps: dict[int, dict[str, Any]] = field(default_factory=dict)
+    held_out: dict[int, dict[str, float]] = field(default_factory=dict)
+    notes: list[tuple[int, str]] = field(default_factory=list)
+
+    def curve(self, key: str) -> list[tuple[float, float]]:
+        """One figure over steps."""
+        found = ((step, line.get(key)) for step, line in sorted(self.steps.items()))
+        return [(float(step), float(value)) for step, value in found if value is not None]
+
+    @property
+    def last(self) -> dict[str, Any]:
+        return self.steps[max(self.steps)] if self.steps else {}
+
+
+def phase_logs(lines: Sequence[dict[str, Any]]) -> dict[str, PhaseLog]:
+    """What the lines of a log say of each phase, in the order in which they began."""
+    phases: dict[str, PhaseLog] = {}
+    for line in lines:
+        phase = phases.setdefault(line["phase"], PhaseLog(line["phase"]))
+        step = int(line["step"])
+        if "note" in line:
+            phase.notes.append((step, line["note"]))
+        elif "held_out" in line:
+            phase.held_out[step] = line["held_out"]
+        else:
+            phase.steps[step] = line
+    return phases

@@ -34,6 +34,7 @@ class World:
 
     leads: bool = True
     """Whether this is the process that speaks, logs, and writes what all share."""
+    ranks: int = 1
 
     def share(self, phase: PhaseRecipe) -> tuple[int, int]:
         """Which share of every step's rows this process reads, and of how many."""

@@ -137,6 +137,10 @@ STAGES = (
 """`oz_stage`."""
 
 
+BLOCK = 512
+"""`OZ_BLOCK`: scores of which a step finds the highest one."""
+
+
 class Step(ctypes.Structure):
     """`oz_step`."""
 
@@ -144,7 +148,7 @@ class Step(ctypes.Structure):
         ("batch", Batch),
         *_pointers("ids"),
         *_sizes("scored"),
-        *_pointers("scored_tokens", "logits", "chosen", "stage_seconds", "scratch"),
+        *_pointers("scored_tokens", "logits", "tops", "chosen", "stage_seconds", "scratch"),
     )
 
 
@@ -205,7 +209,8 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         "oz_product_swiglu": product,
         "oz_step_bytes": (size, model, size, size, size),
         "oz_run_step": (None, core, model, ctypes.POINTER(Step)),
-        "oz_draw_tokens": (None, core, pointer, size, size, pointer, pointer),
+        "oz_draw_tokens": (None, core, pointer, pointer, size, size, pointer, pointer),
+        "oz_likeliest": (None, core, pointer, pointer, size, size, size, pointer, pointer, pointer),
         "oz_merge_norm": (
             None, core, ctypes.POINTER(Residual), size, size, ctypes.c_float, pointer, pointer, pointer, pointer,
         ),

@@ -164,7 +164,8 @@ class Checkpoints:
         self._barrier()
 
     def remove(self, step: int) -> None:
-        """Remove the checkpoint of a step, unless it is kept for good."""
+        """Remove the checkpoint of a step, unless it is kept for good; one that is being written is waited for."""
+        self.wait()
         path = self._path(step)
         if self.rank == 0 and path.is_dir() and not self._is_kept_for_good(path):
             shutil.rmtree(path)

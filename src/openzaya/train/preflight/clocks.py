@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
-from openzaya.train.preflight.ranks import Place
+from openzaya.train.launch import Place
 
 _ROUNDS = 5
 

@@ -7,7 +7,8 @@ import shutil
 import time
 from pathlib import Path
 
-from openzaya.train.preflight.ranks import DiskFigures, Place, barrier
+from openzaya.train.launch import Place
+from openzaya.train.preflight.ranks import DiskFigures, barrier
 
 _CHUNK = 8 << 20
 _FSYNCS = 5

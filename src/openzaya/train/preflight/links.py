@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from openzaya.train.launch import Place
 from openzaya.train.plan.cluster import Cluster
 from openzaya.train.plan.collectives import all_to_all_seconds, group, ring_seconds
 from openzaya.train.preflight.products import wait
-from openzaya.train.preflight.ranks import Place, exchange
+from openzaya.train.preflight.ranks import exchange
 
 BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 """That a rank contributes: large enough for latency not to count."""

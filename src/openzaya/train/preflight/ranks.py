@@ -1,21 +1,17 @@
-"""The ranks of a launch and what each one says of itself, exchanged as JSON between processors."""
+"""What each rank of a launch says of itself, exchanged as JSON between processors."""
 
 from __future__ import annotations
 
 import json
-import os
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-_PATIENCE = timedelta(minutes=2)
-"""For a rank that does not answer; a healthy collective of this check takes seconds."""
+from openzaya.train.launch import Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,59 +45,6 @@ class DiskFigures:
     """Bytes."""
     shared: bool
     """Whether this host sees what rank 0 wrote there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where this process stands in its launch."""
-
-    rank: int
-    ranks: int
-    local_rank: int
-    local_ranks: int
-    device: torch.device
-
-    @property
-    def first_of_host(self) -> bool:
-        return self.local_rank == 0
-
-
-@contextmanager
-def launched(device: str | None) -> Iterator[Place]:
-    """Join the ranks that `torchrun` started; a process on its own is one rank of one.
-
-    Raises ValueError where a rank does not answer in time, naming those that did not where that is known.
-    """
-    numbers = {name: int(os.environ.get(name, default)) for name, default in _ALONE.items()}
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    place = Place(
-        rank=numbers["RANK"],
-        ranks=numbers["WORLD_SIZE"],
-        local_rank=numbers["LOCAL_RANK"],
-        local_ranks=numbers["LOCAL_WORLD_SIZE"],
-        device=torch.device(kind, numbers["LOCAL_RANK"]) if kind == "cuda" else torch.device(kind),
-    )
-    if place.ranks == 1:
-        yield place
-        return
-    if place.device.type == "cuda":
-        torch.cuda.set_device(place.device)
-    try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if place.device.type == "cuda" else "gloo", timeout=_PATIENCE)
-        dist.monitored_barrier(dist.new_group(backend="gloo"), timeout=_PATIENCE)
-    except (RuntimeError, dist.DistError) as error:
-        raise ValueError(f"not all of the {place.ranks} ranks answered: {_first_line(error)}") from None
-    try:
-        yield place
-    finally:
-        dist.destroy_process_group()
-
-
-_ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def barrier(place: Place) -> None:

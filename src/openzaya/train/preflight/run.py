@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 
+from openzaya.train.launch import launched
 from openzaya.train.plan.cluster import Cluster
 from openzaya.train.preflight.clocks import clock_offset
 from openzaya.train.preflight.disks import measure_disk
 from openzaya.train.preflight.links import LinkFigures, measure_links
 from openzaya.train.preflight.products import memory_free, product_speed
-from openzaya.train.preflight.ranks import RankFigures, barrier, exchange, exchange_figures, host_name, launched
+from openzaya.train.preflight.ranks import RankFigures, barrier, exchange, exchange_figures, host_name
 from openzaya.train.preflight.verdict import Problem, judge
 
 DISK_BYTES = {"cpu": 32 << 20, "cuda": 2 << 30}
 _SECONDS = {"cpu": 0.3, "cuda": 3.0}
+_PATIENCE = timedelta(minutes=2)
+"""For a rank that does not answer; a healthy collective of this check takes seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,7 @@ def run_preflight(
 
     Raises ValueError where a rank does not answer, OSError where the folder cannot be written.
     """
-    with launched(device) as place:
+    with launched(device, _PATIENCE) as place:
         kind = place.device.type
         hosts = exchange(place, host_name())
         firsts = [hosts.index(host) for host in dict.fromkeys(hosts)]

@@ -9,6 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# Newer torch has other names for these and warns of the old ones.
+_ALL_GATHER = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+_REDUCE_SCATTER = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+
 
 def exchange(rows: Tensor, send: Sequence[int], receive: Sequence[int], group: dist.ProcessGroup) -> Tensor:
     """Deal out `rows`, the first `send[0]` to rank 0 of `group` and so on; returns what came, by rank.
@@ -48,12 +52,12 @@ class _Gathered(torch.autograd.Function):
         ctx.dim, ctx.group = dim, group
         ranks = group.size()
         parts = part.new_empty(ranks * part.shape[0], *part.shape[1:])
-        dist.all_gather_into_tensor(parts, part.contiguous(), group=group)
+        _ALL_GATHER(parts, part.contiguous(), group=group)
         return torch.cat(parts.chunk(ranks), dim=dim)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         parts = torch.cat(gradients[0].chunk(ctx.group.size(), dim=ctx.dim))
         own = parts.new_empty(parts.shape[0] // ctx.group.size(), *parts.shape[1:])
-        dist.reduce_scatter_tensor(own, parts, group=ctx.group)
+        _REDUCE_SCATTER(own, parts, group=ctx.group)
         return own, None, None

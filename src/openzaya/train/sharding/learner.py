@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,10 +16,10 @@ from openzaya.model.config import ZayaConfig
 from openzaya.model.decoder import ZayaForCausalLM
 from openzaya.model.router import Routing
 from openzaya.train.balancing import AuxiliaryLoss, Balancer
+from openzaya.train.beginning import Weights, empty_model, first_weights, training_device
 from openzaya.train.checkpoints.keep import Stored
 from openzaya.train.config import PhaseRecipe, TrainConfig
-from openzaya.train.learner import Learner, StepFigures, _model
-from openzaya.train.lora import merged_weights
+from openzaya.train.learner import Learner, StepFigures
 from openzaya.train.loss import linear_cross_entropy
 from openzaya.train.recompute import checkpoint_blocks
 from openzaya.train.sharding.batches import evened
@@ -27,6 +27,7 @@ from openzaya.train.sharding.context import RowPart
 from openzaya.train.sharding.meshes import Degrees, Meshes
 from openzaya.train.sharding.model import shard_model
 from openzaya.train.sharding.optimizer import ShardedMuonAdamW
+from openzaya.train.sharding.parts import fill_shards, whole_of
 from openzaya.train.state import Progress
 
 
@@ -44,17 +45,26 @@ class ShardedLearner(Learner):
     def spread(
         cls, config: TrainConfig, model_config: ZayaConfig, phase: PhaseRecipe | None, meshes: Meshes
     ) -> ShardedLearner:
-        """As `Learner.create`, spread over the ranks of `meshes`."""
+        """As `Learner.create`, spread over the ranks of `meshes`, of which none ever has room for the whole model."""
         phase = phase or config.phases[0]
-        return cls.around(_model(config, phase.shape(model_config)), config, phase, meshes)
+        shape = phase.shape(model_config)
+        model = empty_model(config, shape, torch.device("meta"))
+        return cls.around(model, first_weights(config, shape), config, phase, meshes)
 
     @classmethod
-    def around(cls, model: ZayaForCausalLM, config: TrainConfig, phase: PhaseRecipe, meshes: Meshes) -> ShardedLearner:
-        """Of a whole float32 `model`, the same on every rank."""
+    def around(
+        cls, model: ZayaForCausalLM, weights: Weights, config: TrainConfig, phase: PhaseRecipe, meshes: Meshes
+    ) -> ShardedLearner:
+        """Of a `model` on the meta device, and the `weights` that belong into it."""
         dtype = getattr(torch, config.dtype)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()  # shards are the masters
         if phase.activation_checkpointing:
             checkpoint_blocks(model)
         shard_model(model, meshes, dtype)
+        model.to_empty(device=training_device(config))
+        fill_shards(model, weights, meshes)
         optimizer = ShardedMuonAdamW(model, config.optimizer, meshes)
         if meshes.world is None:
             for parameter in model.parameters():
@@ -63,8 +73,10 @@ class ShardedLearner(Learner):
         balancer.total = meshes.sum
         weight = config.balancing.auxiliary_weight
         auxiliary = AuxiliaryLoss(model, weight) if config.balancing.method == "auxiliary" else None
+        if auxiliary is not None:
+            auxiliary.total = meshes.sum_of_rows
         part = RowPart.of(meshes, model.config.convolution_history)
-        return cls(model.train(), optimizer, balancer, auxiliary, meshes, part)
+        return cls(model.train(), optimizer, balancer, auxiliary, config.ablation, meshes, part)
 
     # ---- a step ----
 
@@ -138,13 +150,27 @@ class ShardedLearner(Learner):
             tensors = self.state()
         Learner.load(self, tensors, progress)
 
-    def master_model(self) -> ZayaForCausalLM:
-        """A whole float32 model made of the masters, adapters merged, on every rank."""
+    def master_model(self) -> ZayaForCausalLM | None:
         if self.meshes.world is None:
             return Learner.master_model(self)
-        copy = ZayaForCausalLM(self.model.config, self.model.numerics)
+        copy = self._blank() if self.meshes.rank == 0 else None
         assert isinstance(self.optimizer, ShardedMuonAdamW)
-        placed = self.optimizer.weights()
-        whole = {name: held.full_tensor() if isinstance(held, DTensor) else held for name, held in placed.items()}
-        copy.load_state_dict(merged_weights(self.model, whole) | dict(self.model.named_buffers()))
-        return copy.eval()
+        self._merge_into(copy, _Gathered(self.optimizer.weights()))
+        return copy
+
+
+@dataclass(frozen=True, slots=True)
+class _Gathered(Mapping[str, Tensor]):
+    """Whole tensors, each gathered when it is asked for, by all ranks together."""
+
+    parts: Mapping[str, Tensor]
+
+    def __getitem__(self, name: str) -> Tensor:
+        part = self.parts[name]
+        return whole_of(part) if isinstance(part, DTensor) else part
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.parts)
+
+    def __len__(self) -> int:
+        return len(self.parts)

@@ -27,8 +27,19 @@ def orthogonalise_shards(
         owners = _owners(names, shards, rows, group.size())
         mine = [name for name in names if owners[name] == group.rank()]
         whole = _collect(names, mine, owners, shards, rows, group)
-        results = {name: iterate(matrix) for name, matrix in whole.items()}
+        results = iterated(whole, iterate)
         yield from _return(names, mine, owners, shards, rows, results, group)
+
+
+def iterated(whole: Mapping[str, Tensor], iterate: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """Matrices of one shape are iterated as one stack, in as many products as one of them takes."""
+    alike: dict[torch.Size, list[str]] = {}
+    for name, matrix in whole.items():
+        alike.setdefault(matrix.shape, []).append(name)
+    results: dict[str, Tensor] = {}
+    for names in alike.values():
+        results.update(zip(names, iterate(torch.stack([whole[name] for name in names])).unbind()))
+    return results
 
 
 def _split(rows: int, ranks: int) -> list[int]:

@@ -7,7 +7,6 @@ are neighbours. Everything but the experts is sharded over all ranks; an expert'
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import torch
@@ -99,27 +98,19 @@ class Meshes:
         """The sum of `tensor` over all ranks, in a new tensor where there are several."""
         return self._reduced(tensor, dist.ReduceOp.SUM)
 
+    def sum_of_rows(self, tensor: Tensor) -> Tensor:
+        """The sum of `tensor` over the ranks that share this one's rows."""
+        return tensor if self.degrees.context == 1 else _reduced(tensor, dist.ReduceOp.SUM, self.context_group())
+
     def most(self, tensor: Tensor) -> Tensor:
         """The largest value over all ranks."""
         return self._reduced(tensor, dist.ReduceOp.MAX)
 
     def _reduced(self, tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
-        if self.world is None:
-            return tensor
-        total = tensor.detach().clone()
-        dist.all_reduce(total, operation, group=self.world.get_group())
-        return total
+        return tensor if self.world is None else _reduced(tensor, operation, self.world.get_group())
 
 
-def join(device: str | None = None) -> str:
-    """Join the process group that torchrun describes in the environment; returns the kind of device of this rank.
-
-    Alone, without torchrun, there is nothing to join. Processors talk by gloo, GPUs by nccl (rccl under ROCm), and
-    checkpoints by gloo in either case.
-    """
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if kind == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("gloo" if kind == "cpu" else "cpu:gloo,cuda:nccl")
-    return kind
+def _reduced(tensor: Tensor, operation: dist.ReduceOp.RedOpType, group: dist.ProcessGroup) -> Tensor:
+    total = tensor.detach().clone()
+    dist.all_reduce(total, operation, group=group)
+    return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -13,11 +14,15 @@ from openzaya.model.decoder import Block, ZayaForCausalLM
 from openzaya.train.sharding.experts import split_experts
 from openzaya.train.sharding.meshes import Meshes
 
+# Nothing adds in place to what a block gives.
+warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+
 
 def shard_model(model: ZayaForCausalLM, meshes: Meshes, dtype: torch.dtype = torch.float32) -> None:
-    """Spread the float32 weights of `model` over the ranks, in place; forwards compute in `dtype`.
+    """Spread the weights of `model` over the ranks, in place; forwards compute in `dtype`.
 
-    The shards stay float32: they are the masters. Gradients come as sums over the ranks, float32 too, so the loss of a
+    The model may be on the meta device: nothing is read. What learns must be float32 and stays so: shards are the
+    masters. Gradients come as sums over the ranks, float32 too, so the loss of a
     rank must be its share of the loss of the whole batch. Apply activation checkpointing before. With one rank nothing
     happens. Raises ValueError where the experts cannot be split evenly.
     """

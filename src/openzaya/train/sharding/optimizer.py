@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Placement, Shard
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.distributed.tensor import DTensor, Shard
 
 from openzaya.model.decoder import ZayaForCausalLM
 from openzaya.train.config import OptimizerRecipe
 from openzaya.train.muon import MuonAdamW, orthogonalise
 from openzaya.train.sharding.matrices import orthogonalise_shards
 from openzaya.train.sharding.meshes import Meshes
+from openzaya.train.sharding.parts import copy_part, local_part, placed
 
 
 class ShardedMuonAdamW(MuonAdamW):
@@ -32,16 +31,16 @@ class ShardedMuonAdamW(MuonAdamW):
         local: dict[str, nn.Parameter] = {}
         for name, parameter in model.named_parameters():
             if isinstance(parameter, DTensor):
-                local[name] = nn.Parameter(_local(parameter), requires_grad=parameter.requires_grad)
+                local[name] = nn.Parameter(local_part(parameter), requires_grad=parameter.requires_grad)
                 self.shards[name] = parameter
             else:
                 local[name] = parameter
         super().__init__(local.items(), recipe)
         self.plain = {name: parameter for name, parameter in local.items() if not parameter.requires_grad}
         """This rank's part of what stands still."""
-        for name, slot in self.slots.items():
-            if name in self.shards:
-                slot.master = slot.parameter.data
+
+    def _master(self, name: str, parameter: nn.Parameter) -> Tensor:
+        return parameter.data if name in self.shards else super()._master(name, parameter)
 
     # ---- a step ----
 
@@ -126,14 +125,7 @@ class ShardedMuonAdamW(MuonAdamW):
         return {name: self._placed(name, tensor.detach()) for name, tensor in local.items()}
 
     def _placed(self, name: str, local: Tensor) -> Tensor:
-        if name not in self.shards:
-            return local
-        parameter, meshes = self.shards[name], self.meshes
-        assert meshes.experts is not None
-        if parameter.device_mesh.mesh_dim_names != ("copies",):
-            return _part_of(parameter.shape, local, parameter.device_mesh, list(parameter.placements))
-        whole = torch.Size([parameter.shape[0] * meshes.degrees.experts, *parameter.shape[1:]])
-        return _part_of(whole, local, meshes.experts, [Shard(0), *parameter.placements])
+        return placed(local, self.shards[name], self.meshes) if name in self.shards else local
 
     @torch.no_grad()
     def load_state(self, tensors: Mapping[str, Tensor], step_count: int) -> None:
@@ -143,27 +135,3 @@ class ShardedMuonAdamW(MuonAdamW):
         for slot in self.slots.values():
             slot.parameter.copy_(slot.master)
         self.step_count = step_count
-
-
-def _part_of(whole: torch.Size, local: Tensor, mesh: DeviceMesh, placements: Sequence[Placement]) -> DTensor:
-    stride = torch.empty(whole, device="meta").stride()
-    return DTensor.from_local(local, mesh, placements, run_check=False, shape=whole, stride=stride)
-
-
-def _local(shard: DTensor) -> Tensor:
-    """This rank's part of `shard`, the same memory."""
-    local: Tensor = shard.detach().to_local()  # type: ignore[attr-defined]
-    return local
-
-
-def copy_part(held: Tensor, whole: Tensor) -> None:
-    """Fill `held`, or where it is sharded this rank's part of it, from the `whole` tensor or its like part."""
-    if not isinstance(held, DTensor):
-        held.copy_(whole)
-        return
-    if isinstance(whole, DTensor):
-        held.to_local().copy_(whole.to_local())
-        return
-    sizes, offsets = compute_local_shape_and_global_offset(held.shape, held.device_mesh, held.placements)
-    part = tuple(slice(start, start + size) for start, size in zip(offsets, sizes))
-    held.to_local().copy_(whole[part])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -18,6 +19,9 @@ from openzaya.train.sharding.meshes import Degrees, Meshes
 from openzaya.train.state import Progress
 from openzaya.train.world import Keeper, World
 
+_LEADER = timedelta(days=30)
+"""For what the leader does alone, texts to tokens and rollouts among it; a leader that is gone is noticed at once."""
+
 
 class _RankStates(Checkpoints):
     """Checkpoints by the names that the loop uses."""
@@ -30,8 +34,9 @@ class Ranks(World):
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self.leads = dist.get_rank() == 0
+        self.leads, self.ranks = dist.get_rank() == 0, dist.get_world_size()
         self._meshes: dict[Degrees, Meshes] = {}
+        self._for_leader = dist.new_group(backend="gloo", timeout=_LEADER)
 
     def meshes(self, phase: PhaseRecipe) -> Meshes:
         """The division of a phase, made once; raises ValueError where the ranks cannot be divided so."""
@@ -70,7 +75,7 @@ class Ranks(World):
     @contextmanager
     def leader_first(self) -> Iterator[None]:
         if not self.leads:
-            dist.barrier()
+            dist.barrier(self._for_leader)
         yield
         if self.leads:
-            dist.barrier()
+            dist.barrier(self._for_leader)

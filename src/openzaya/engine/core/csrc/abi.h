@@ -151,6 +151,7 @@ struct oz_step {
     int64_t scored;
     const int32_t *scored_tokens;   // (scored)
     float *logits;                  // (scored, rows of the head)
+    float *tops;                    // (scored, blocks): the highest score of each OZ_BLOCK of a row, while it is in the cache
     int32_t *chosen;                // (layers, tokens): the class that the router chose, where it is not null
     double *stage_seconds;          // (OZ_STAGES): the time of each part is added, where it is not null
     void *scratch;                  // oz_step_bytes of memory, 64-byte aligned
@@ -163,6 +164,9 @@ OZ_API void oz_run_step(oz_core *core, const oz_model *model, const oz_step *ste
 
 // ---- tokens ----
 
+// Scores are looked at in blocks of so many. A block's top is NaN where one of its scores is that or positive infinity.
+#define OZ_BLOCK 512
+
 // How the next token of a row is drawn, in the words of openzaya.engine.sampling. `top_k` 0 is all of the vocabulary,
 // `temperature` 0 the likeliest token, and a negative one draws none.
 struct oz_draw {
@@ -172,8 +176,14 @@ struct oz_draw {
 };
 
 // The token of each row of `logits` (rows, vocabulary), or -1 where rounding could decide, or a score is not a number.
-OZ_API void oz_draw_tokens(oz_core *core, const float *logits, int64_t rows, int64_t vocabulary, const oz_draw *draws,
-                           int64_t *tokens);
+// `tops` (rows, blocks) are those that a step has found, or null.
+OZ_API void oz_draw_tokens(oz_core *core, const float *logits, const float *tops, int64_t rows, int64_t vocabulary,
+                           const oz_draw *draws, int64_t *tokens);
+
+// The logarithm of the sum of e^score over each row, NaN where a score is not a number; and the `count` highest scores of
+// each row with their ids (rows, count), from high to low, among equals the smaller id first.
+OZ_API void oz_likeliest(oz_core *core, const float *logits, const float *tops, int64_t rows, int64_t vocabulary,
+                         int64_t count, double *log_sums, float *scores, int64_t *ids);
 
 // ---- the parts of a step beside its products, for comparing each with the model's own ----
 

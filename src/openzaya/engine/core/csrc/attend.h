@@ -73,8 +73,8 @@ OZ_INNER float weigh(const oz_attention &a, int low, int high, float *scores, fl
 // COUNT channels from `first` on, in sixteens, or the `rest` of fewer than sixteen where COUNT is 0: what was mixed before
 // fades, and the values of the places `low` .. `high` join by their weights. What is `ahead` is asked for as in `score`.
 template <int HEADS, int COUNT, class Kept>
-OZ_INNER void mix(const oz_attention &a, const Kept *values, const Kept *ahead, int64_t stride, int64_t first, int low,
-                  int high, const float (*weights)[kMostPage], const float *fades, float *running) {
+OZ_INNER void mix(const oz_attention &a, const Kept *values, const Kept *ahead, int64_t first, int low, int high,
+                  const float (*weights)[kMostPage], const float *fades, float *running) {
     constexpr int blocks = COUNT ? COUNT / kLanes : 1;
     const int64_t width = a.channels + 2, count = COUNT ? kLanes : a.channels - first;
     Lanes mixed[HEADS][blocks];
@@ -85,7 +85,7 @@ OZ_INNER void mix(const oz_attention &a, const Kept *values, const Kept *ahead, 
     }
     for (int place = low; place < high; ++place) {
         for (int i = 0; i < blocks; ++i) {
-            const int64_t at = place * stride + first + i * kLanes;
+            const int64_t at = place * a.channels + first + i * kLanes;
             ask_for<Kept>(ahead + at, i);
             const Lanes value = widened(values + at, count);
             for (int h = 0; h < HEADS; ++h) mixed[h][i] += value * weights[h][place];
@@ -100,38 +100,20 @@ template <int HEADS, class Kept>
 OZ_INNER void attend_heads(const oz_attention &a, const float *queries, const Kept *keys, const Kept *values, const Kept *next,
                            int low, int high, float *running) {
     float scores[HEADS][kMostPage], fades[HEADS];
-    const int64_t stride = vector_bytes(a) / static_cast<int64_t>(sizeof(Kept));
     int64_t block = low / kLanes * kLanes;
     for (; block + kScored * kLanes <= (high + kLanes - 1) / kLanes * kLanes; block += kScored * kLanes) {
         score<HEADS, kScored>(a, queries, keys, values, block, scores);
     }
     for (; block < high; block += kLanes) score<HEADS, 1>(a, queries, keys, values, block, scores);
-    if constexpr (sizeof(Kept) == 1) {
-        const Kept *scales = keys + a.channels * a.page_tokens;
-        for (block = low / kLanes * kLanes; block < high; block += kLanes) {
-            float there[kLanes];
-            std::memcpy(there, scales + 4 * block, sizeof there);
-            for (int h = 0; h < HEADS; ++h) {
-                for (int i = 0; i < kLanes; ++i) scores[h][block + i] *= there[i];
-            }
-        }
-    }
     for (int h = 0; h < HEADS; ++h) fades[h] = weigh(a, low, high, scores[h], running + h * (a.channels + 2));
-    if constexpr (sizeof(Kept) == 1) {
-        for (int place = low; place < high; ++place) {
-            float scale;
-            std::memcpy(&scale, values + place * stride + a.channels, sizeof scale);
-            for (int h = 0; h < HEADS; ++h) scores[h][place] *= scale;
-        }
-    }
     int64_t c = 0;
     for (; c + kMixed * kLanes <= a.channels; c += kMixed * kLanes) {
-        mix<HEADS, kMixed * kLanes>(a, values, next, stride, c, low, high, scores, fades, running);
+        mix<HEADS, kMixed * kLanes>(a, values, next, c, low, high, scores, fades, running);
     }
     for (; c + kLanes <= a.channels; c += kLanes) {
-        mix<HEADS, kLanes>(a, values, next, stride, c, low, high, scores, fades, running);
+        mix<HEADS, kLanes>(a, values, next, c, low, high, scores, fades, running);
     }
-    if (c < a.channels) mix<HEADS, 0>(a, values, next, stride, c, low, high, scores, fades, running);
+    if (c < a.channels) mix<HEADS, 0>(a, values, next, c, low, high, scores, fades, running);
 }
 
 template <class Kept>
@@ -149,17 +131,18 @@ OZ_INNER void attend_page(const oz_attention &a, const float *queries, const voi
     }
 }
 
-OZ_TARGET void attend(const oz_attention &a, const oz_batch &b, const float *queries, int head, int64_t token,
-                      int64_t page, const void *next, float *running) {
+#include "attend_codes.h"
+
+OZ_TARGET void attend(const oz_attention &a, const oz_batch &b, const float *queries, const PreparedQueries *prepared,
+                      int head, int64_t token, int64_t page, const void *next, float *running) {
     const int64_t position = b.positions[token], start = page * a.page_tokens;
     const int64_t first = a.window && position - a.window + 1 > start ? position - a.window + 1 - start : 0;
     const int64_t last = position - start + 1 < a.page_tokens ? position - start + 1 : a.page_tokens;
     if (first >= last) return;
     const int64_t held = b.tables[b.slots[b.sequence_of[token]] * b.pages_a_slot + page];
     const void *keys = vectors_of(a, a.keys, held, head), *values = vectors_of(a, a.values, held, head);
-    const float *own = queries + (token * a.query_heads + head * (a.query_heads / a.key_heads)) * a.channels;
     const int low = static_cast<int>(first), high = static_cast<int>(last);
-    if (a.kept == OZ_FLOAT32) attend_page<float>(a, own, keys, values, next, low, high, running);
-    else if (a.kept == OZ_FLOAT16) attend_page<uint16_t>(a, own, keys, values, next, low, high, running);
-    else attend_page<int8_t>(a, own, keys, values, next, low, high, running);
+    if (a.kept == OZ_FLOAT32) attend_page<float>(a, queries, keys, values, next, low, high, running);
+    else if (a.kept == OZ_FLOAT16) attend_page<uint16_t>(a, queries, keys, values, next, low, high, running);
+    else attend_page_of_codes(a, *prepared, keys, values, next, low, high, running);
 }

@@ -32,7 +32,7 @@ OZ_TARGET inline __m256i step8(__m256i dot, __m256i w, __m256i x) {
 #include "tiles256.h"
 
 namespace oz {
-const Variant kAvx2 = {"avx2", 3, 4, tile4, tile8, quantise, swiglu, read, &kLayerAvx2};
+const Variant kAvx2 = {"avx2", 3, 4, tile4, tile8, quantise, swiglu, read, top, weight, &kLayerAvx2};
 }  // namespace oz
 
 #endif

@@ -112,7 +112,7 @@ OZ_ELEMENTWISE(OZ_TARGET)
 
 }  // namespace
 
-const Variant kAvx512Vnni = {"avx512vnni", 6, 8, tile4, tile8, quantise, swiglu, read, &kLayerAvx512};
+const Variant kAvx512Vnni = {"avx512vnni", 6, 8, tile4, tile8, quantise, swiglu, read, top, weight, &kLayerAvx512};
 
 }  // namespace oz
 

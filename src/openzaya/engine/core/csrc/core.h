@@ -59,6 +59,13 @@ inline void multiply(oz_core *core, const Product &product) {
     share(core, chunks, [&](int64_t index) { product.chunk(in_stretches(core, index, chunks)); });
 }
 
+// The highest scores of the blocks of a row that lie in `first` .. `last`, each to its place in `tops`.
+inline void find_tops(const Variant &variant, const float *scores, int64_t first, int64_t last, float *tops) {
+    for (int64_t at = first; at < last; at += OZ_BLOCK) {
+        tops[at / OZ_BLOCK] = variant.top(scores + at, std::min<int64_t>(OZ_BLOCK, last - at));
+    }
+}
+
 // One token's numbers (columns) as int8, to its place in `to`.
 inline void quantise_token(const oz_core *core, const oz_activations &to, const float *x, int64_t token) {
     core->variant.quantise(x, to.columns, to.group, to.codes + token * to.columns, to.scales + token,

@@ -12,74 +12,73 @@ namespace oz {
 
 namespace {
 
-constexpr int64_t kBlock = 512, kBlocksAChunk = 64;
+constexpr int64_t kBlocksAChunk = 64;
 // Relative, on sums of float32 exponentials: 2 units in the last place here and as many there, twice over.
 constexpr double kFloatSlack = 1e-6;
 // The same for sums of float64 exponentials.
 constexpr double kDoubleSlack = 1e-12;
 constexpr int64_t kUnsure = -1;
 
-// ---- passes over a whole row, compiled twice ----
+// ---- one row ----
 
-// NaN where a score is NaN or positive infinity. In lanes, as the compiler does not find them by itself.
-OZ_INLINE float highest_of(const float *logits, int64_t count) {
-    constexpr int lanes = 16;
-    float tops[lanes];
-    int wrong[lanes] = {};
-    for (float &top : tops) top = -INFINITY;
-    const auto look = [&](const float *at) __attribute__((always_inline)) {
-        for (int i = 0; i < lanes; ++i) {
-            wrong[i] |= !(at[i] < INFINITY);
-            tops[i] = at[i] > tops[i] ? at[i] : tops[i];
+// Scores of one row, and what is known of its blocks.
+struct Scores {
+    const float *at, *tops;
+    int64_t count;
+
+    int64_t blocks() const { return parts(count, OZ_BLOCK); }
+    int64_t end(int64_t block) const { return std::min((block + 1) * OZ_BLOCK, count); }
+
+    // NaN where a score is none, or all are negative infinities.
+    float highest() const {
+        float highest = -INFINITY;
+        for (int64_t block = 0; block < blocks(); ++block) {
+            if (std::isnan(tops[block])) return NAN;
+            highest = std::max(highest, tops[block]);
         }
-    };
-    int64_t first = 0;
-    for (; first + lanes <= count; first += lanes) look(logits + first);
-    float rest[lanes];
-    for (int i = 0; i < lanes; ++i) rest[i] = first + i < count ? logits[first + i] : -INFINITY;
-    look(rest);
-    int any = 0;
-    for (int i = 0; i < lanes; ++i) any |= wrong[i];
-    return any ? NAN : *std::max_element(tops, tops + lanes);
-}
-
-// The sum of e^((logit - highest) / temperature) over at most a block.
-OZ_INLINE double weight_of(const float *logits, int64_t count, float highest, float temperature) {
-    float weights[kBlock] = {};
-    for (int64_t i = 0; i < count; ++i) weights[i] = exponential((logits[i] - highest) / temperature);
-    double sums[8] = {};
-    for (int64_t first = 0; first < kBlock; first += 8) {
-        for (int i = 0; i < 8; ++i) sums[i] += static_cast<double>(weights[first + i]);
+        return highest == -INFINITY ? NAN : highest;
     }
-    return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
-}
 
-struct Passes {
-    float (*highest)(const float *, int64_t);
-    double (*weight)(const float *, int64_t, float, float);
+    int64_t first_at_least(float lowest) const {
+        int64_t block = 0;
+        while (tops[block] < lowest) ++block;
+        return std::find_if(at + block * OZ_BLOCK, at + end(block), [&](float x) { return x >= lowest; }) - at;
+    }
+
+    // Calls `take` with the place of every score that is not below `lowest`, in order; most blocks are passed over.
+    template <class Take>
+    void each_at_least(float lowest, const Take &take) const {
+        for (int64_t block = 0; block < blocks(); ++block) {
+            if (tops[block] < lowest) continue;
+            for (int64_t i = block * OZ_BLOCK; i < end(block); ++i) {
+                if (at[i] >= lowest) take(i);
+            }
+        }
+    }
+
+    int64_t count_at_least(float lowest) const {
+        int64_t count = 0;
+        each_at_least(lowest, [&](int64_t) { ++count; });
+        return count;
+    }
 };
 
-float highest_plain(const float *logits, int64_t count) { return highest_of(logits, count); }
-double weight_plain(const float *logits, int64_t count, float highest, float temperature) {
-    return weight_of(logits, count, highest, temperature);
-}
-constexpr Passes kPlain = {highest_plain, weight_plain};
+struct Candidate {
+    float score;
+    int32_t id;
+    // From likely to unlikely, equal ones by id.
+    bool operator<(const Candidate &other) const { return score != other.score ? score > other.score : id < other.id; }
+};
 
-#if defined(__x86_64__)
-__attribute__((target("avx2"))) float highest_avx2(const float *logits, int64_t count) {
-    return highest_of(logits, count);
-}
-__attribute__((target("avx2"))) double weight_avx2(const float *logits, int64_t count, float highest,
-                                                   float temperature) {
-    return weight_of(logits, count, highest, temperature);
-}
-constexpr Passes kAvx2Passes = {highest_avx2, weight_avx2};
-const Passes &passes_of(const Variant &variant) { return variant.layer == &kLayerPortable ? kPlain : kAvx2Passes; }
-#else
-const Passes &passes_of(const Variant &) { return kPlain; }
-#endif
-
-// ---- one row ----
+// Memory without exceptions; null where there is none.
+template <class T>
+struct Room {
+    explicit Room(int64_t count) : at(static_cast<T *>(std::malloc(sizeof(T) * static_cast<size_t>(count)))) {}
+    ~Room() { std::free(at); }
+    Room(const Room &) = delete;
+    Room &operator=(const Room &) = delete;
+    T *const at;
+};
 
 // Whether the weights of all of the vocabulary are needed, and not only those of some candidates.
 bool wants_weights(const oz_draw &draw) { return draw.temperature > 0 && !draw.top_k && (draw.top_p < 1 || !(draw.min_p > 0)); }
@@ -87,30 +86,21 @@ bool wants_weights(const oz_draw &draw) { return draw.temperature > 0 && !draw.t
 class Row {
   public:
     // `weights` has the sum of every block, where they are wanted.
-    Row(const float *logits, int64_t vocabulary, const oz_draw &draw, float highest, const double *weights)
-        : logits_(logits), vocabulary_(vocabulary), draw_(draw), highest_(highest), weights_(weights) {}
+    Row(const Scores &scores, const oz_draw &draw, float highest, const double *weights)
+        : scores_(scores), draw_(draw), highest_(highest), weights_(weights) {}
 
     int64_t token() const {
         if (!(draw_.temperature >= 0) || std::isnan(highest_)) return kUnsure;
-        if (draw_.temperature == 0) return std::find(logits_, logits_ + vocabulary_, highest_) - logits_;
+        if (draw_.temperature == 0) return scores_.first_at_least(highest_);
         return draw_.top_k || draw_.top_p < 1 || draw_.min_p > 0 ? filtered() : by_inverse();
     }
 
   private:
-    struct Candidate {
-        float score;
-        int32_t id;
-        // From likely to unlikely, equal ones by id.
-        bool operator<(const Candidate &other) const {
-            return score != other.score ? score > other.score : id < other.id;
-        }
-    };
-
-    float score(int64_t i) const { return (logits_[i] - highest_) / draw_.temperature; }
+    float score(int64_t i) const { return (scores_.at[i] - highest_) / draw_.temperature; }
 
     double total() const {
         double sum = 0;
-        for (int64_t block = 0; block < parts(vocabulary_, kBlock); ++block) sum += weights_[block];
+        for (int64_t block = 0; block < scores_.blocks(); ++block) sum += weights_[block];
         return sum;
     }
 
@@ -119,12 +109,12 @@ class Row {
         const double target = draw_.chance * total();
         double before = 0;
         int64_t first = 0;
-        for (; first < vocabulary_; first += kBlock) {
-            const double next = before + weights_[first / kBlock];
+        for (; first < scores_.count; first += OZ_BLOCK) {
+            const double next = before + weights_[first / OZ_BLOCK];
             if (next > target) break;
             before = next;
         }
-        for (int64_t i = first; i < vocabulary_; ++i) {
+        for (int64_t i = first; i < scores_.count; ++i) {
             const double after = before + static_cast<double>(exponential(score(i)));
             if (after > target) return sure(before, target, after, kFloatSlack) ? i : kUnsure;
             before = after;
@@ -141,17 +131,14 @@ class Row {
         const double all = draw_.top_p < 1 && !draw_.top_k ? total() : 0;
         for (const float depth : {6.0f, 12.0f, 24.0f, INFINITY}) {
             const float lowest = highest_ - depth * draw_.temperature * 1.001f;
-            const int64_t count = std::count_if(logits_, logits_ + vocabulary_, [&](float x) { return x >= lowest; });
+            const int64_t count = scores_.count_at_least(lowest);
             if (depth < INFINITY && count <= draw_.top_k) continue;
-            auto *candidates = static_cast<Candidate *>(std::malloc(sizeof(Candidate) * static_cast<size_t>(count)));
-            if (!candidates) return kUnsure;
+            const Room<Candidate> candidates(count);
+            if (!candidates.at) return kUnsure;
             int64_t at = 0;
-            for (int64_t i = 0; i < vocabulary_; ++i) {
-                if (logits_[i] >= lowest) candidates[at++] = {score(i), static_cast<int32_t>(i)};
-            }
-            bool ended = count == vocabulary_;
-            const int64_t token = among(candidates, count, all, &ended);
-            std::free(candidates);
+            scores_.each_at_least(lowest, [&](int64_t i) { candidates.at[at++] = {score(i), static_cast<int32_t>(i)}; });
+            bool ended = count == scores_.count;
+            const int64_t token = among(candidates.at, count, all, &ended);
             if (ended) return token;
         }
         return kUnsure;
@@ -212,89 +199,112 @@ class Row {
         return kUnsure;
     }
 
-    const float *const logits_;
-    const int64_t vocabulary_;
+    const Scores scores_;
     const oz_draw &draw_;
     const float highest_;
     const double *const weights_;
 };
 
-// What all threads find out about the rows before each row's token is drawn: the highest score of every chunk, then the
-// weight of every block.
+// ---- all rows ----
+
+// What all threads find out about the rows: the tops of blocks, where no step has found them, and sums of weights.
 class Survey {
   public:
-    Survey(const Passes &passes, const float *logits, int64_t rows, int64_t vocabulary, const oz_draw *draws)
-        : passes_(passes), logits_(logits), vocabulary_(vocabulary), draws_(draws),
-          blocks_(parts(vocabulary, kBlock)), chunks_(parts(blocks_, kBlocksAChunk)),
-          weights_(static_cast<double *>(std::malloc(sizeof(double) * static_cast<size_t>(rows * blocks_)))),
-          highest_(static_cast<float *>(std::malloc(sizeof(float) * static_cast<size_t>(rows * chunks_)))) {}
+    Survey(oz_core *core, const float *logits, const float *tops, int64_t rows, int64_t vocabulary)
+        : core_(core), logits_(logits), vocabulary_(vocabulary), rows_(rows), blocks_(parts(vocabulary, OZ_BLOCK)),
+          chunks_(parts(blocks_, kBlocksAChunk)), own_tops_(tops ? 1 : rows * blocks_), weights_(rows * blocks_),
+          highest_(rows), tops_(tops ? tops : own_tops_.at), found_(tops) {}
 
-    ~Survey() {
-        std::free(weights_);
-        std::free(highest_);
-    }
+    bool has_memory() const { return own_tops_.at && weights_.at && highest_.at; }
 
-    Survey(const Survey &) = delete;
-    Survey &operator=(const Survey &) = delete;
-
-    bool has_memory() const { return weights_ && highest_; }
-    int64_t chunks_a_row() const { return chunks_; }
-
-    void find_highest(int64_t chunk) {
-        const int64_t row = chunk / chunks_, first = chunk % chunks_ * kBlocksAChunk * kBlock;
-        const int64_t count = std::min(kBlocksAChunk * kBlock, vocabulary_ - first);
-        highest_[chunk] = passes_.highest(logits_ + row * vocabulary_ + first, count);
-    }
-
-    void weigh(int64_t chunk) {
-        const int64_t row = chunk / chunks_, first = chunk % chunks_ * kBlocksAChunk;
-        const float highest = highest_of_row(row);
-        if (std::isnan(highest) || !wants_weights(draws_[row])) return;
-        for (int64_t block = first; block < std::min(first + kBlocksAChunk, blocks_); ++block) {
-            const int64_t count = std::min(kBlock, vocabulary_ - block * kBlock);
-            weights_[row * blocks_ + block] = passes_.weight(logits_ + row * vocabulary_ + block * kBlock, count,
-                                                             highest, draws_[row].temperature);
+    // Weights of the rows for which `temperature(row)` is not negative.
+    template <class Temperature>
+    void run(const Temperature &temperature) {
+        if (!found_) {
+            share(core_, rows_ * chunks_, [&](int64_t chunk) {
+                const int64_t row = chunk / chunks_, first = chunk % chunks_ * kBlocksAChunk * OZ_BLOCK;
+                find_tops(core_->variant, logits_ + row * vocabulary_, first,
+                          std::min(first + kBlocksAChunk * OZ_BLOCK, vocabulary_), own_tops_.at + row * blocks_);
+            });
         }
+        for (int64_t row = 0; row < rows_; ++row) highest_.at[row] = scores(row).highest();
+        share(core_, rows_ * chunks_, [&](int64_t chunk) {
+            const int64_t row = chunk / chunks_, first = chunk % chunks_ * kBlocksAChunk;
+            const float own = temperature(row);
+            if (std::isnan(highest(row)) || !(own >= 0)) return;
+            for (int64_t block = first; block < std::min(first + kBlocksAChunk, blocks_); ++block) {
+                const int64_t at = block * OZ_BLOCK;
+                weights_.at[row * blocks_ + block] = core_->variant.weight(
+                    logits_ + row * vocabulary_ + at, scores(row).end(block) - at, highest(row), own);
+            }
+        });
     }
 
-    int64_t token(int64_t row) const {
-        return Row(logits_ + row * vocabulary_, vocabulary_, draws_[row], highest_of_row(row),
-                   weights_ + row * blocks_).token();
-    }
+    Scores scores(int64_t row) const { return {logits_ + row * vocabulary_, tops_ + row * blocks_, vocabulary_}; }
+    float highest(int64_t row) const { return highest_.at[row]; }
+    const double *weights(int64_t row) const { return weights_.at + row * blocks_; }
 
   private:
-    // NaN where a score is none, or all are negative infinities.
-    float highest_of_row(int64_t row) const {
-        float highest = -INFINITY;
-        for (int64_t c = row * chunks_; c < (row + 1) * chunks_; ++c) {
-            if (std::isnan(highest_[c])) return NAN;
-            highest = std::max(highest, highest_[c]);
-        }
-        return highest == -INFINITY ? NAN : highest;
-    }
-
-    const Passes &passes_;
+    oz_core *const core_;
     const float *const logits_;
-    const int64_t vocabulary_;
-    const oz_draw *const draws_;
-    const int64_t blocks_, chunks_;
-    double *const weights_;
-    float *const highest_;
+    const int64_t vocabulary_, rows_, blocks_, chunks_;
+    const Room<float> own_tops_;
+    const Room<double> weights_;
+    const Room<float> highest_;
+    const float *const tops_;
+    const bool found_;
 };
+
+// The `count` highest scores of a row, by looking further and further below the highest; false without memory.
+bool likeliest(const Scores &scores, float highest, int64_t count, float *found, int64_t *ids) {
+    float lowest = highest;
+    for (float depth = 4.0f; scores.count_at_least(lowest) < count; depth *= 2) {
+        lowest = depth < 1e6f ? highest - depth : -INFINITY;
+    }
+    const int64_t many = scores.count_at_least(lowest);
+    const Room<Candidate> candidates(many);
+    if (!candidates.at) return false;
+    int64_t at = 0;
+    scores.each_at_least(lowest, [&](int64_t i) { candidates.at[at++] = {scores.at[i], static_cast<int32_t>(i)}; });
+    std::partial_sort(candidates.at, candidates.at + count, candidates.at + many);
+    for (int64_t i = 0; i < count; ++i) {
+        found[i] = candidates.at[i].score;
+        ids[i] = candidates.at[i].id;
+    }
+    return true;
+}
 
 }  // namespace
 
 }  // namespace oz
 
-void oz_draw_tokens(oz_core *core, const float *logits, int64_t rows, int64_t vocabulary, const oz_draw *draws,
-                    int64_t *tokens) {
-    using namespace oz;
-    Survey survey(passes_of(core->variant), logits, rows, vocabulary, draws);
+using namespace oz;
+
+void oz_draw_tokens(oz_core *core, const float *logits, const float *tops, int64_t rows, int64_t vocabulary,
+                    const oz_draw *draws, int64_t *tokens) {
+    Survey survey(core, logits, tops, rows, vocabulary);
     if (!survey.has_memory()) {
         std::fill(tokens, tokens + rows, kUnsure);
         return;
     }
-    const int64_t chunks = rows * survey.chunks_a_row();
-    share(core, chunks, [&](int64_t c) { survey.find_highest(c); }, chunks, [&](int64_t c) { survey.weigh(c); });
-    share(core, rows, [&](int64_t r) { tokens[r] = survey.token(r); });
+    survey.run([&](int64_t row) { return wants_weights(draws[row]) ? draws[row].temperature : -1.0f; });
+    share(core, rows, [&](int64_t row) {
+        tokens[row] = Row(survey.scores(row), draws[row], survey.highest(row), survey.weights(row)).token();
+    });
+}
+
+void oz_likeliest(oz_core *core, const float *logits, const float *tops, int64_t rows, int64_t vocabulary,
+                  int64_t count, double *log_sums, float *scores, int64_t *ids) {
+    std::fill(log_sums, log_sums + rows, NAN);
+    Survey survey(core, logits, tops, rows, vocabulary);
+    if (!survey.has_memory()) return;
+    survey.run([](int64_t) { return 1.0f; });
+    share(core, rows, [&](int64_t row) {
+        const Scores own = survey.scores(row);
+        const float highest = survey.highest(row);
+        if (std::isnan(highest) || !likeliest(own, highest, count, scores + row * count, ids + row * count)) return;
+        double sum = 0;
+        for (int64_t block = 0; block < own.blocks(); ++block) sum += survey.weights(row)[block];
+        log_sums[row] = std::log(sum) + static_cast<double>(highest);
+    });
 }

@@ -6,6 +6,8 @@
 #include <cstring>
 #include <limits>
 
+#include "abi.h"
+
 #define OZ_INLINE static inline __attribute__((always_inline))
 
 namespace oz {
@@ -99,6 +101,49 @@ OZ_INLINE void swiglu_row(const float *gate, const float *up, int64_t count, flo
     for (int64_t i = 0; i < count; ++i) output[i] = gate[i] / (1.0f + exponential(-gate[i])) * up[i];
 }
 
+// In lanes, as the compiler does not find them by itself.
+OZ_INLINE float top_of(const float *scores, int64_t count) {
+    constexpr int lanes = 16;
+    float tops[lanes];
+    int wrong[lanes] = {};
+    for (float &top : tops) top = -std::numeric_limits<float>::infinity();
+    const auto look = [&](const float *at) __attribute__((always_inline)) {
+        for (int i = 0; i < lanes; ++i) {
+            wrong[i] |= !(at[i] < std::numeric_limits<float>::infinity());
+            tops[i] = at[i] > tops[i] ? at[i] : tops[i];
+        }
+    };
+    int64_t first = 0;
+    for (; first + lanes <= count; first += lanes) look(scores + first);
+    if (first < count) {
+        float rest[lanes];
+        for (int i = 0; i < lanes; ++i) rest[i] = scores[first + i < count ? first + i : first];
+        look(rest);
+    }
+    int any = 0;
+    float top = tops[0];
+    for (int i = 0; i < lanes; ++i) {
+        any |= wrong[i];
+        top = tops[i] > top ? tops[i] : top;
+    }
+    return any ? std::numeric_limits<float>::quiet_NaN() : top;
+}
+
+OZ_INLINE double weight_of(const float *scores, int64_t count, float highest, float temperature) {
+    float weights[OZ_BLOCK];
+    if (temperature == 1.0f) {
+        for (int64_t i = 0; i < count; ++i) weights[i] = exponential(scores[i] - highest);
+    } else {
+        for (int64_t i = 0; i < count; ++i) weights[i] = exponential((scores[i] - highest) / temperature);
+    }
+    for (int64_t i = count; i < OZ_BLOCK; ++i) weights[i] = 0.0f;
+    double sums[8] = {};
+    for (int64_t first = 0; first < OZ_BLOCK; first += 8) {
+        for (int i = 0; i < 8; ++i) sums[i] += static_cast<double>(weights[first + i]);
+    }
+    return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
+}
+
 OZ_INLINE uint64_t read_words(const void *memory, int64_t bytes) {
     const char *at = static_cast<const char *>(memory);
     uint64_t sums[32] = {};
@@ -114,7 +159,7 @@ OZ_INLINE uint64_t read_words(const void *memory, int64_t bytes) {
 
 }  // namespace oz
 
-// The three loops as functions with the attributes of `target`, for a variant's table.
+// The loops as functions with the attributes of `target`, for a variant's table.
 #define OZ_ELEMENTWISE(target)                                                                                        \
     target void quantise(const float *x, int64_t columns, int group, int8_t *codes, float *scale, int32_t *sums) {   \
         quantise_row(x, columns, group, codes, scale, sums);                                                         \
@@ -122,4 +167,8 @@ OZ_INLINE uint64_t read_words(const void *memory, int64_t bytes) {
     target void swiglu(const float *gate, const float *up, int64_t count, float *output) {                           \
         swiglu_row(gate, up, count, output);                                                                         \
     }                                                                                                                 \
-    target uint64_t read(const void *memory, int64_t bytes) { return read_words(memory, bytes); }
+    target uint64_t read(const void *memory, int64_t bytes) { return read_words(memory, bytes); }                     \
+    target float top(const float *scores, int64_t count) { return top_of(scores, count); }                            \
+    target double weight(const float *scores, int64_t count, float highest, float temperature) {                      \
+        return weight_of(scores, count, highest, temperature);                                                        \
+    }

@@ -67,9 +67,11 @@ class AttentionPass {
         const int64_t section = index / groups_ % sections_;
         const int head = static_cast<int>(index / groups_ / sections_);
         float *sums[kTogether];
+        PreparedQueries prepared[kTogether];
         int64_t pages = 0;
         for (int64_t i = first; i < last; ++i) {
             sums[i - first] = cleared(i, head, section);
+            if (a_.kept == OZ_INT8) kernels(core_).prepare(a_, own_queries(i, head), prepared + (i - first));
             pages = std::max(pages, b_.positions[b_.order[i]] / a_.page_tokens + 1);
         }
         const int64_t end = std::min((section + 1) * kSection, pages);
@@ -77,7 +79,8 @@ class AttentionPass {
             for (int64_t i = first; i < last; ++i) {
                 const bool more = i + 1 < last;
                 const void *next = keys(more ? i + 1 : first, more || page + 1 == end ? page : page + 1, head);
-                kernels(core_).attend(a_, b_, queries_, head, b_.order[i], page, next, sums[i - first]);
+                kernels(core_).attend(a_, b_, own_queries(i, head), prepared + (i - first), head, b_.order[i], page,
+                                      next, sums[i - first]);
             }
         }
     }
@@ -96,6 +99,10 @@ class AttentionPass {
     const void *keys(int64_t i, int64_t page, int head) const {
         const int64_t held = b_.tables[b_.slots[b_.sequence_of[b_.order[i]]] * b_.pages_a_slot + page];
         return vectors_of(a_, a_.keys, held, head);
+    }
+
+    const float *own_queries(int64_t i, int head) const {
+        return queries_ + (b_.order[i] * a_.query_heads + head * (a_.query_heads / a_.key_heads)) * a_.channels;
     }
 
     float *running(int64_t i, int head, int64_t section) const {

@@ -1,6 +1,7 @@
 // The kernels of layer.h in plain C++, to be included by a file for each kind of register, which defines OZ_TARGET, names
-// the table OZ_LAYER, says how halves are widened, and how much its registers hold: sixteens of places (kScored) and of
-// channels (kMixed) for four query heads, tokens (kRouted) times rows (kRoutedRows) of the router.
+// the table OZ_LAYER, says how halves are widened and how codes are multiplied (attend_codes.h), and how much its registers
+// hold: sixteens of places (kScored) and of channels (kMixed) for four query heads, of either (kCoded) for kCodedHeads of
+// them over codes, tokens (kRouted) times rows (kRoutedRows) of the router.
 #pragma once
 
 #include <cmath>
@@ -313,6 +314,6 @@ OZ_TARGET void choose(const oz_router &r, const float *state, bool in_cache, int
 
 }  // namespace
 
-const LayerKernels OZ_LAYER = {merge, convolve, attend, join, router_states, choose};
+const LayerKernels OZ_LAYER = {merge, convolve, prepare, attend, join, router_states, choose};
 
 }  // namespace oz

@@ -104,7 +104,7 @@ OZ_ELEMENTWISE(OZ_TARGET)
 }  // namespace
 
 // 32 registers: eight sums of a row and its eight weights, so two rows in 4 bits and six in 8 bits.
-const Variant kNeonDot = {"neondot", 2, 6, tile4, tile8, quantise, swiglu, read, &kLayerPortable};
+const Variant kNeonDot = {"neondot", 2, 6, tile4, tile8, quantise, swiglu, read, top, weight, &kLayerPortable};
 
 }  // namespace oz
 

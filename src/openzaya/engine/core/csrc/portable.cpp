@@ -43,6 +43,6 @@ OZ_ELEMENTWISE()
 
 }  // namespace
 
-const Variant kPortable = {"portable", 8, 8, tile4, tile8, quantise, swiglu, read, &kLayerPortable};
+const Variant kPortable = {"portable", 8, 8, tile4, tile8, quantise, swiglu, read, top, weight, &kLayerPortable};
 
 }  // namespace oz

@@ -19,13 +19,14 @@ constexpr int kMostBlockRows = 32;
 }  // namespace
 
 Product::Product(const Variant &variant, const oz_matrix &matrix, const oz_activations &x, const oz_grouping *grouping,
-                 float *output, int64_t stride, bool swiglu)
+                 float *output, int64_t stride, bool swiglu, int64_t whole)
     : variant_(variant),
       matrix_(matrix),
       x_(x),
       grouping_(grouping),
       output_(output),
       stride_(stride),
+      whole_(whole),
       swiglu_(swiglu),
       block_rows_(matrix.bits == 4 ? 32 : 16),
       tile_rows_(matrix.bits == 4 ? variant.rows4 : variant.rows8),
@@ -45,7 +46,16 @@ int64_t Product::chunks() const {
 }
 
 // Even, since gate and up alternate.
-int64_t Product::blocks_a_chunk() const { return std::clamp(blocks_ / kChunks / 2 * 2, kFewestBlocks, kMostBlocks); }
+int64_t Product::blocks_a_chunk() const {
+    const int64_t blocks = std::clamp(blocks_ / kChunks / 2 * 2, kFewestBlocks, kMostBlocks);
+    const int64_t multiple = parts(whole_, block_rows_);
+    return parts(blocks, multiple) * multiple;
+}
+
+Product::Rows Product::rows_of(int64_t chunk) const {
+    const int64_t rows = blocks_a_chunk() * block_rows_;
+    return {chunk * rows, std::min((chunk + 1) * rows, matrix_.rows)};
+}
 
 void Product::chunk(int64_t index) const {
     const int64_t blocks = blocks_a_chunk(), chunks_an_expert = parts(blocks_, blocks);

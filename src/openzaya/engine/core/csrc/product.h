@@ -10,10 +10,16 @@ namespace oz {
 class Product {
   public:
     Product(const Variant &variant, const oz_matrix &matrix, const oz_activations &x, const oz_grouping *grouping,
-            float *output, int64_t stride, bool swiglu);
+            float *output, int64_t stride, bool swiglu, int64_t whole = 1);
 
     int64_t chunks() const;
     void chunk(int64_t index) const;
+
+    // Of a product with one matrix: the rows of the matrix that a chunk takes, from a multiple of `whole` on.
+    struct Rows {
+        int64_t first, last;
+    };
+    Rows rows_of(int64_t chunk) const;
 
   private:
     // The tokens of one matrix of the stack, by their places in `grouping`.
@@ -36,7 +42,7 @@ class Product {
     const oz_activations &x_;
     const oz_grouping *const grouping_;
     float *const output_;
-    const int64_t stride_;
+    const int64_t stride_, whole_;
     const bool swiglu_;
     const int block_rows_, tile_rows_;
     const int64_t blocks_;

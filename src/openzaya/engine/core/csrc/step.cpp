@@ -198,7 +198,18 @@ class Step {
         share(core_, step_.scored, [&](int64_t i) {
             quantise_token(core_, to, s_.normed + step_.scored_tokens[i] * model_.hidden, i);
         });
-        multiply_all(model_.head, step_.scored, step_.logits);
+        const int64_t vocabulary = model_.head.rows, blocks = parts(vocabulary, OZ_BLOCK);
+        const oz_activations from = quantised_for(model_.head, step_.scored);
+        const Product head(core_->variant, model_.head, from, nullptr, step_.logits, vocabulary, false, OZ_BLOCK);
+        const int64_t chunks = head.chunks();
+        share(core_, chunks, [&](int64_t index) {
+            const int64_t chunk = in_stretches(core_, index, chunks);
+            head.chunk(chunk);
+            const Product::Rows rows = head.rows_of(chunk);
+            for (int64_t i = 0; i < step_.scored; ++i) {
+                find_tops(core_->variant, step_.logits + i * vocabulary, rows.first, rows.last, step_.tops + i * blocks);
+            }
+        });
     }
 
     void multiply_all(const oz_matrix &matrix, int64_t tokens, float *output) {

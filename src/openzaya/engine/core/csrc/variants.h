@@ -32,6 +32,10 @@ struct Variant {
     // output = silu(gate) * up
     void (*swiglu)(const float *gate, const float *up, int64_t count, float *output);
     uint64_t (*read)(const void *memory, int64_t bytes);
+    // The highest of at most a block of scores: NaN where one is that or positive infinity.
+    float (*top)(const float *scores, int64_t count);
+    // The sum of e^((score - highest) / temperature) over at most a block.
+    double (*weight)(const float *scores, int64_t count, float highest, float temperature);
     const LayerKernels *layer;
 };
 
