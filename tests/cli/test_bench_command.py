@@ -69,7 +69,7 @@ def test_train_measures_our_step_beside_transformers_from_the_same_weights(
     assert list(cases) == ["openzaya", "transformers ZAYA", "transformers Llama"]
     assert cases["openzaya"]["first_loss"] == pytest.approx(cases["transformers ZAYA"]["first_loss"], rel=1e-5)
     assert cases["openzaya"]["parameters"] == cases["transformers ZAYA"]["parameters"]
-    took = cases["transformers ZAYA"]["seconds_of_a_row_by_backend"]
+    took = cases["transformers ZAYA"]["seconds_by_backend"]
     assert took[f"{cases['transformers ZAYA']['experts']}, {cases['transformers ZAYA']['attention']}"] == min(
         took.values()
     )

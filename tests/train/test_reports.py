@@ -42,11 +42,14 @@ def test_the_page_is_whole_by_itself_and_shows_every_curve() -> None:
     assert "a &lt;run&gt;" in page
     assert "<b>books" not in page
     assert "back to the weights of step 4 &amp; on" in page
-    for title in ("Loss of a learned token", "Held-out loss", "Gradient norm", "Learning rate", "Load entropy, mean",
+    for title in ("Loss of a learned token", "Held-out loss of problems", "Held-out loss of &lt;b&gt;books",
+                  "Gradient norm", "Learning rate", "Load entropy, mean",
                   "Tokens a second", "Utilisation", "Load entropy by layer, plain"):  # fmt: skip
         assert f"<figcaption>{title}" in page
     assert "<td>40 of 40</td><td>0.0750</td>" in page
     assert "<td>25.0%</td>" in page
+    assert "<th>held-out problems</th>" in page
+    assert "<td>0.5100</td><td>0.7200</td>" in page
     for chart in re.findall(r"<figure>.*?</figure>", page):
         ElementTree.fromstring(chart)
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 640, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 12, 34
+WIDTH, HEIGHT = 640, 274
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 12, 48
 _MOST_POINTS = 400
 COLOURS = 6
 """Of the style sheet, `--series-0` and on; further series begin again with dashes."""
@@ -41,7 +41,7 @@ def line_chart(title: str, series: Sequence[Series], x_label: str, *, low: float
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_short(tick)}</text>')
     for tick in x_ticks:
         parts.append(
-            f'<text x="{frame.x(tick):.1f}" y="{HEIGHT - _BOTTOM + 16}" text-anchor="middle">{_short(tick)}</text>'
+            f'<text x="{frame.x(tick):.1f}" y="{HEIGHT - _BOTTOM + 18}" text-anchor="middle">{_short(tick)}</text>'
         )
     parts.append(f'<text x="{(WIDTH + _LEFT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
     parts += [_line(one, place, frame) for place, one in enumerate(kept)]

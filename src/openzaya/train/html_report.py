@@ -23,7 +23,8 @@ body { background: var(--page); color: var(--text); font: 15px/1.5 system-ui, sa
   margin: 0 auto; padding: 24px; }
 h1 { font-size: 22px; } h2 { font-size: 17px; margin-top: 28px; }
 table { border-collapse: collapse; }
-th, td { text-align: right; padding: 4px 12px; border-bottom: 1px solid var(--rule); }
+th, td { text-align: right; padding: 4px 12px; border-bottom: 1px solid var(--rule); white-space: nowrap; }
+th { white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; } td { font-variant-numeric: tabular-nums; }
 .wide { overflow-x: auto; }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); gap: 20px; }
@@ -32,7 +33,9 @@ figure > svg { width: 100%; height: auto; } svg text { font-size: 12px; fill: va
 .grid { stroke: var(--rule); } .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
 .key { width: 22px; height: 10px; margin-right: 6px; }
 ul { list-style: none; margin: 0; padding: 0 0 0 56px; display: flex; flex-wrap: wrap; gap: 2px 18px; font-size: 13px; }
-.notes td { text-align: left; } p { color: var(--quiet); }
+.notes :is(th, td) { text-align: left; white-space: normal; } p { color: var(--quiet); }
+/* Charts are drawn 640 wide and shrink to a phone's width, their letters with them. */
+@media (max-width: 560px) { body { padding: 16px; } svg text { font-size: 21px; } ul { padding-left: 0; } }
 """
 
 
@@ -70,9 +73,12 @@ def _charts(phases: Sequence[PhaseLog]) -> list[str]:
         return line_chart(title, [Series(phase.name, phase.curve(key)) for phase in phases], "step", low=low)
 
     held_out = [
-        Series(f"{phase.name}: {name}", _held_out(phase, name), dots=True)
-        for phase in phases
-        for name in sorted({name for found in phase.held_out.values() for name in found})
+        line_chart(
+            f"Held-out loss of {name} (nats)",
+            [Series(phase.name, _held_out(phase, name), dots=True) for phase in phases],
+            "step",
+        )
+        for name in _held_out_names(phases)
     ]
     layers = [
         line_chart(
@@ -87,7 +93,7 @@ def _charts(phases: Sequence[PhaseLog]) -> list[str]:
     ]
     return [
         each("Loss of a learned token (nats)", "loss"),
-        line_chart("Held-out loss (nats)", held_out, "step"),
+        *held_out,
         each("Gradient norm before clipping", "gradient_norm", 0.0),
         each("Learning rate, as a share of the recipe's", "rate", 0.0),
         each("Load entropy, mean over layers (1 is balanced)", "load_entropy"),
@@ -95,6 +101,11 @@ def _charts(phases: Sequence[PhaseLog]) -> list[str]:
         each("Utilisation: model operations over the matmul peak of the same run", "utilisation", 0.0),
         *layers,
     ]
+
+
+def _held_out_names(phases: Sequence[PhaseLog]) -> list[str]:
+    """What held-out loss was taken of, in the order in which it first was."""
+    return list(dict.fromkeys(name for phase in phases for found in phase.held_out.values() for name in found))
 
 
 def _held_out(phase: PhaseLog, name: str) -> list[tuple[float, float]]:
@@ -106,7 +117,7 @@ def _layer(phase: PhaseLog, layer: int) -> list[tuple[float, float]]:
 
 
 def _table(phases: Sequence[PhaseLog]) -> str:
-    rows = []
+    rows, names = [], _held_out_names(phases)
     for phase in phases:
         last = phase.last
         held_out = phase.held_out[max(phase.held_out)] if phase.held_out else {}
@@ -116,13 +127,14 @@ def _table(phases: Sequence[PhaseLog]) -> str:
             phase.name,
             f"{last['step']:,} of {last['steps']:,}" if last else "-",
             f"{last['loss']:.4f}" if last else "-",
-            ", ".join(f"{name} {loss:.4f}" for name, loss in held_out.items()) or "-",
+            *(f"{held_out[name]:.4f}" if name in held_out else "-" for name in names),
             f"{last['load_entropy']:.3f}" if last else "-",
             f"{median(speeds):,.0f}" if speeds else "-",
             f"{median(shares):.1%}" if shares else "-",
             f"{last['seconds'] / 60:,.1f}" if last else "-",
         ]
         rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
-    heads = ("phase", "steps", "loss", "held-out loss", "load entropy", "tokens/s", "utilisation", "minutes")
-    head = "".join(f"<th>{name}</th>" for name in heads)
+    held_out_heads = [f"held-out {name}" for name in names]
+    heads = ("phase", "steps", "loss", *held_out_heads, "load entropy", "tokens/s", "utilisation", "minutes")
+    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div><p>Speeds are medians.</p>'
