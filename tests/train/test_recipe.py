@@ -24,8 +24,15 @@ def phase(**fields: object) -> list[dict[str, object]]:
 
 def test_the_recipe_of_the_bundled_model_is_valid_and_starts_from_random_weights() -> None:
     recipe = read_train_config(RECIPES / "tiny" / "zaya1-tiny.toml")
-    assert [recipe.start_of(phase) for phase in recipe.phases] == ["scratch", "slips", "scratch"]
-    assert recipe.phases[0].problem_share == 1.0
+    assert [recipe.start_of(phase) for phase in recipe.phases] == [
+        "scratch",
+        "short",
+        "middle",
+        "long",
+        "slips",
+        "long",
+    ]
+    assert recipe.phases[0].problem_share == 0.75
 
 
 def test_a_phase_changes_the_rope_base_of_full_layers_only_and_makes_room_for_its_rows() -> None:

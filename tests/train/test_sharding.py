@@ -38,10 +38,13 @@ def four() -> Iterator[RankPool]:
 def assert_equal_training(found: training.Result, expected: training.Result) -> None:
     for figure in ("losses", "norms", "entropies", "held_out"):
         np.testing.assert_allclose(found[figure], expected[figure], rtol=1e-5, err_msg=figure)
-    for kind in ("gradients", "weights"):
+    # A gradient that is a small sum of large terms (a temperature's) keeps their rounding, so it is measured against a
+    # hundredth of the whole gradient where its own size is less.
+    least = {"gradients": 1e-2 * min(expected["norms"]), "weights": 1e-3}
+    for kind, floor in least.items():
         assert found[kind].keys() == expected[kind].keys()
         for name, truth in expected[kind].items():
-            error = np.linalg.norm(found[kind][name] - truth) / max(np.linalg.norm(truth), 1e-3)
+            error = np.linalg.norm(found[kind][name] - truth) / max(np.linalg.norm(truth), floor)
             assert error <= 1e-5, f"{kind} {name}: {error:.2e}"
 
 
