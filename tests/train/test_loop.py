@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from openzaya.locks import alone
 from openzaya.model.checkpoint import load_model
 from openzaya.train.config import TrainConfig, read_train_config
 from openzaya.train.learner import Learner
@@ -186,6 +187,19 @@ def test_a_folder_of_another_recipe_is_not_continued(
     folder, _reports = finished
     with pytest.raises(ValueError, match="holds a run of another recipe"):
         Run(config_of(RECIPE, tmp_path), RECIPE + "\n# changed", folder).run()
+
+
+def test_a_phase_that_another_process_trains_is_refused_until_that_one_ends(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "plain.lock").touch()
+    run = Run(config_of(RECIPE, tmp_path), RECIPE, folder)
+    with alone(folder / "plain.lock"), pytest.raises(ValueError, match="another process trains the phase plain"):
+        run.run(only="plain")
+    assert not (folder / "log.jsonl").exists()
+    run.run(only="plain")
+    assert run.is_finished(run.config.phases[0])
+    assert not (folder / "plain.lock").exists()
 
 
 def test_plain_problems_keep_half_of_the_learned_tokens_of_an_aggregation_step(

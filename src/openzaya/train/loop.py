@@ -1,16 +1,17 @@
 """The training loop: phases one after the other, each resumable at any moment.
 
 A run lives in one folder: `tokenizer/`, and for each phase `<phase>/` (the finished checkpoint in the native layout),
-`<phase>.end` (its float32 masters and moments, from which later phases continue), `<phase>.states/` (while it runs),
-`<phase>.pool-K.jsonl` (rollouts of refresh K). Of all phases are `corpora/` (their tokens), `log.jsonl` (one line a
-report) and `report.html`.
+`<phase>.end` (its float32 masters and moments, from which later phases continue), while it runs `<phase>.states/` and
+`<phase>.lock`, and `<phase>.pool-K.jsonl` (rollouts of refresh K). Of all phases are `corpora/` (their tokens),
+`log.jsonl` (one line a report) and `report.html`.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,8 @@ class Run:
         """Do every phase that is not finished, or only the one named (phases apart may run at once).
 
         Raises ValueError where the folder belongs to another recipe, the phase does not exist, the phase that it
-        starts from is not finished, the ranks cannot be divided as it says, the disk is full, or no loss is finite
-        however far the run goes back.
+        starts from is not finished, the ranks cannot be divided as it says, another process trains the phase, the disk
+        is full, or no loss is finite however far the run goes back.
         """
         phases = [phase for phase in self.config.phases if only in (None, phase.name)]
         if not phases:
@@ -62,17 +63,33 @@ class Run:
         self.claim()
         with torch_threads(self.config.threads):
             for phase in phases:
-                if self.is_finished(phase):
-                    self.states(phase).close()
-                    self.say(f"{phase.name}: finished before")
-                else:
-                    PhaseRun(self, phase).run()
+                with self._alone_with(phase):
+                    if self.is_finished(phase):
+                        self.states(phase).close()
+                        self.say(f"{phase.name}: finished before")
+                    else:
+                        PhaseRun(self, phase).run()
 
     def claim(self) -> None:
         """Make the folder this recipe's; raises ValueError where it is another's."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.world.leader_first(), alone(self.folder):
             self._guard_recipe()
+
+    @contextmanager
+    def _alone_with(self, phase: PhaseRecipe) -> Iterator[None]:
+        if not self.world.leads:
+            yield
+            return
+
+        def refuse() -> None:
+            raise ValueError(f"another process trains the phase {phase.name} in {self.folder}; wait for it or stop it")
+
+        lock = self.folder / f"{phase.name}.lock"
+        lock.touch()
+        with alone(lock, on_wait=refuse):
+            yield
+            lock.unlink(missing_ok=True)
 
     def is_finished(self, phase: PhaseRecipe) -> bool:
         """Whether a phase has left what it leaves."""
