@@ -17,6 +17,7 @@ from openzaya.model import kernels
 from openzaya.model.cache import Cache
 from openzaya.model.config import ZayaConfig
 from openzaya.model.numerics import Numerics
+from openzaya.model.piecewise import PiecewiseAttention
 from openzaya.model.placement import Placement
 
 
@@ -242,26 +243,13 @@ def attend(q_BHSC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, mask_B1ST: Tensor | N
         # One query: fold its heads into the sequence, so that no key is copied for the heads of its group.
         folded = q_BHSC.reshape(batch, key_heads, heads // key_heads, channels)
         return F.scaled_dot_product_attention(folded, k_BKTC, v_BKTC, attn_mask=mask_B1ST).view_as(q_BHSC)
-    if q_BHSC.device.type == "cpu" and q_BHSC.requires_grad and k_BKTC.shape[2] <= 512:
+    bfloat16 = q_BHSC.dtype == torch.bfloat16
+    if q_BHSC.device.type == "cpu" and q_BHSC.requires_grad and (bfloat16 or mask_B1ST is not None):
+        # There the backward of torch 2.13's fused attention takes longer: in bfloat16, and of packed rows.
         if mask_B1ST is None:
             mask_B1ST = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
-        return _attend_by_products(q_BHSC, k_BKTC, v_BKTC, mask_B1ST)
+        mixed_BHSC: Tensor = PiecewiseAttention.apply(q_BHSC, k_BKTC, v_BKTC, mask_B1ST)
+        return mixed_BHSC
     return F.scaled_dot_product_attention(
         q_BHSC, k_BKTC, v_BKTC, attn_mask=mask_B1ST, is_causal=mask_B1ST is None, enable_gqa=heads != key_heads
     )
-
-
-def _attend_by_products(q_BHSC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, mask_B1ST: Tensor) -> Tensor:
-    """The same by batched matrix products: for training on short rows on a CPU.
-
-    There the backward of torch 2.13's fused attention is slow, in bfloat16 above all; on long rows it wins.
-    """
-    batch, heads, length, channels = q_BHSC.shape
-    key_heads, keys = k_BKTC.shape[1:3]
-    bias = torch.zeros(mask_B1ST.shape, dtype=q_BHSC.dtype).masked_fill_(~mask_B1ST, float("-inf"))
-    bias = bias[:, :, None].expand(batch, key_heads, heads // key_heads, length, keys)
-    folded = (q_BHSC * channels**-0.5).reshape(batch * key_heads, -1, channels)
-    scores = torch.baddbmm(
-        bias.reshape(batch * key_heads, -1, keys), folded, k_BKTC.reshape(-1, keys, channels).transpose(1, 2)
-    )
-    return torch.bmm(scores.softmax(dim=-1), v_BKTC.reshape(-1, keys, channels)).view_as(q_BHSC)
