@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 import torch
@@ -190,14 +191,100 @@ def test_tool_calls_are_read_where_tools_are_given(tokenizer):
     assert (reply.content, reply.finish_reason) == ("so" + call, "stop")
 
 
+POINT = {
+    "type": "object",
+    "properties": {"x": {"type": "integer", "minimum": 0, "maximum": 99}, "side": {"enum": ["left", "right"]}},
+    "required": ["x", "side"],
+    "additionalProperties": False,
+}
+POINT_FORM = {"type": "json_schema", "json_schema": {"name": "point", "schema": POINT}}
+MOVE = {"type": "function", "function": {"name": "move", "parameters": POINT}}
+
+
+def is_point(value):
+    return value.keys() == {"x", "side"} and 0 <= value["x"] <= 99 and value["side"] in ("left", "right")
+
+
+@pytest.mark.parametrize("thinking", [True, False], ids=["may think", "answers at once"])
+def test_a_reply_of_any_model_has_the_form_that_was_asked_for(engine, thinking):
+    async def run():
+        backend = await EmbeddedBackend.open(engine)
+        params = [
+            ChatParams(response_format=POINT_FORM, seed=seed, max_tokens=300, enable_thinking=thinking, temperature=2.0)
+            for seed in range(12)
+        ]
+        return await asyncio.gather(*(collect(backend.chat(QUESTION, one)) for one in params))
+
+    ended = [reply for reply in asyncio.run(run()) if reply.finish_reason == "stop"]
+    assert ended
+    assert all(is_point(json.loads(reply.content)) for reply in ended)
+
+
+def test_a_reasoning_is_free_and_the_answer_behind_it_has_its_form(tokenizer):
+    said = "<think>\n12 {and 30\n</think>\n\n" + '{"x": 42, "side": "left"}<|im_end|>'
+    with reciting(tokenizer, said) as engine:
+        reply = ask(engine, ChatParams(response_format=POINT_FORM, max_tokens=200, temperature=0))
+    assert (reply.reasoning, reply.finish_reason) == ("12 {and 30", "stop")
+    assert json.loads(reply.content) == {"x": 42, "side": "left"}
+
+
+@pytest.mark.parametrize("limit", range(3, 40, 4))
+def test_an_answer_that_is_forced_has_its_form_wherever_the_limit_falls(tokenizer, limit):
+    said = "<think>\n12 and 30\n</think>\n\n" + '{"x": 42, "side": "left"}<|im_end|>'
+    with reciting(tokenizer, said) as engine:
+        reply = ask(
+            engine, ChatParams(response_format=POINT_FORM, max_tokens=limit, force_answer=60, temperature=0), QUESTION
+        )
+    if reply.finish_reason == "stop":
+        assert is_point(json.loads(reply.content))
+    else:
+        assert "12 and 30" in reply.reasoning
+
+
+def test_a_reply_cut_short_for_an_answer_goes_on_in_its_form(tokenizer):
+    said = '{"x": 42, "side": "left"}<|im_end|>'
+    prompt = encode_chat(tokenizer, ChatTemplate.built_in(), QUESTION)
+    room = len(tokenizer.encode(said)) + 12
+    with reciting(tokenizer, said, context=len(prompt) + room) as engine:
+        params = ChatParams(response_format=POINT_FORM, force_answer=room - 8, temperature=0)
+        computed = []
+        stream = engine.stream
+        engine.stream = lambda ids, *rest, **options: (computed.append(len(ids)), stream(ids, *rest, **options))[1]
+        reply = ask(engine, params)
+    assert len(computed) == 2
+    assert computed[1] > len(prompt)
+    assert (json.loads(reply.content), reply.finish_reason) == ({"x": 42, "side": "left"}, "stop")
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "move"}}], ids=str)
+def test_a_tool_that_has_to_be_called_is_called(tokenizer, choice):
+    tools = (MOVE, {"type": "function", "function": {"name": "rest"}})
+    params = ChatParams(tools=tools, tool_choice=choice, max_tokens=300, temperature=2.0, enable_thinking=False)
+    model = small_model(SMALL.with_(max_position_embeddings=2048))
+    with Engine(model, tokenizer=tokenizer, memory="64MiB") as engine:
+        replies = [ask(engine, replace(params, seed=seed)) for seed in range(4)]
+    ended = [reply for reply in replies if reply.finish_reason != "length"]
+    assert ended
+    for reply in ended:
+        assert reply.finish_reason == "tool_calls"
+        assert not reply.content.strip()
+        for call in reply.tool_calls:
+            assert call["name"] == "move" or choice == "required"
+            assert call["name"] == "rest" or is_point(json.loads(call["arguments"]))
+
+
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        (ChatParams(tool_choice="required"), "tool_choice is 'required'"),
-        (ChatParams(response_format={"type": "json_object"}), "response_format is 'json_object'"),
+        (ChatParams(tool_choice="required"), "tool_choice is 'required' without tools"),
+        (ChatParams(response_format={"type": "xml"}), "response_format is 'xml'"),
+        (
+            ChatParams(response_format={"type": "json_schema", "json_schema": {"schema": {"type": "nonsense"}}}),
+            "cannot be held to this form",
+        ),
     ],
 )
-def test_constraints_that_cannot_be_held_are_refused_not_ignored(engine, params, message):
+def test_forms_that_no_reply_can_be_held_to_are_refused_not_ignored(engine, params, message):
     with pytest.raises(BackendError, match=message) as refusal:
         ask(engine, params)
     assert refusal.value.status == 400

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_models import SAMPLING
+from openzaya.engine.constraint import FORBIDDEN
 from openzaya.engine.core import draw
 from openzaya.engine.core.products import Core
 from openzaya.engine.params import SamplingParams
@@ -34,6 +35,11 @@ def test_tokens_are_those_of_sampling(cores, data):
     logits = scores(seed, rows, vocabulary, spread)
     if data.draw(st.booleans(), label="ties"):
         logits = logits.round()
+    forbidden = torch.zeros_like(logits, dtype=torch.bool)
+    if data.draw(st.booleans(), label="held to a form"):
+        forbidden = scores(seed + 1, rows, vocabulary, 1) > data.draw(st.sampled_from([-2.5, 0]))
+        forbidden[:, seed % vocabulary] = False
+        logits = logits.masked_fill(forbidden, FORBIDDEN)
     some = st.builds(
         SamplingParams,
         temperature=st.sampled_from([0, 1e-40, 1e-3, 0.3, 1, 1.0, 5]),
@@ -44,6 +50,7 @@ def test_tokens_are_those_of_sampling(cores, data):
     params = [data.draw(some) for _ in range(rows)]
     seeds, places = np.arange(seed, seed + rows, dtype=np.uint64), np.arange(rows)
     expected = sample(logits, params, seeds, places)
+    assert not forbidden[np.arange(rows), expected].any()
     counts = data.draw(st.lists(st.integers(0, 30), min_size=rows, max_size=rows), label="counts")
     for core in cores:
         np.testing.assert_array_equal(draw.sample(core, logits, params, seeds, places), expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import httpx
@@ -114,12 +115,35 @@ def test_a_source_that_tells_nothing_of_the_prompt_is_said_to(monkeypatch: pytes
     assert "no logprobs of a prompt" in answer.json()["error"]["message"]
 
 
-def test_the_embedded_engine_refuses_a_constraint_before_any_rollout() -> None:
+def test_the_embedded_engine_gives_the_form_that_was_asked_for_after_its_rounds() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"value": {"type": "integer", "minimum": -99, "maximum": 99}},
+        "required": ["value"],
+        "additionalProperties": False,
+    }
+    question = {"messages": [{"role": "user", "content": "Compute 17 + 25 - 9."}], "seed": 1}
+    form = {"type": "json_schema", "json_schema": {"name": "value", "schema": schema}}
+    rounds = {"candidates": 3, "rounds": 1, "tails": 2, "beta": 64, "tau": 32}
+    plain, solved = embedded(
+        {**question, "model": "zaya1-tiny@single", "response_format": form, "max_tokens": 400},
+        {**question, "response_format": form, "mrsa": rounds},
+        path="/v1/chat/completions",
+    )
+    for answer in (plain, solved):
+        (choice,) = answer["choices"]
+        assert choice["finish_reason"] == "stop"
+        assert json.loads(choice["message"]["content"]).keys() == {"value"}
+    assert solved["usage"]["completion_tokens"] > plain["usage"]["completion_tokens"]
+
+
+def test_the_embedded_engine_refuses_a_form_that_cannot_be_held_to_before_any_rollout() -> None:
     question = {"messages": [{"role": "user", "content": PROMPT}]}
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}
     tools = [{"type": "function", "function": {"name": "add"}}]
     form, choice = embedded(
-        {**question, "response_format": {"type": "json_object"}},
-        {**question, "tools": tools, "tool_choice": "required"},
+        {**question, "response_format": schema},
+        {**question, "tools": tools, "tool_choice": {"type": "function", "function": {"name": "multiply"}}},
         path="/v1/chat/completions",
     )
     assert form["error"]["param"] == "response_format"

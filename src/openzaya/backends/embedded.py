@@ -24,11 +24,13 @@ from openzaya.backends.protocol import (
 )
 from openzaya.chat import control
 from openzaya.chat.encoding import encode_chat
+from openzaya.chat.grammar import reply_grammar
 from openzaya.chat.reasoning import Piece as Stretch
 from openzaya.chat.reasoning import ReasoningSplitter
 from openzaya.chat.template import ChatTemplate
 from openzaya.chat.tokenizer import Tokenizer
 from openzaya.chat.tools import ToolCall, ToolCallParser
+from openzaya.engine.constraint import Constraint
 from openzaya.engine.engine import Engine, Output, Piece
 from openzaya.engine.params import SamplingParams
 from openzaya.engine.sampling import TokenLogprobs, derived_seed
@@ -43,8 +45,8 @@ _CLOSE_REASONING = f"\n{control.THINK_CLOSE}\n\n"
 class EmbeddedBackend:
     """A `Backend` over an `Engine`: exact token ids everywhere, one prefill for equal prompts.
 
-    Requests that can never work (a prompt beyond the context, a constraint that this backend cannot hold to) raise
-    BackendError with status 400.
+    Requests that can never work (a prompt beyond the context, a form that no reply can be held to) raise BackendError
+    with status 400.
     """
 
     def __init__(
@@ -104,19 +106,20 @@ class EmbeddedBackend:
         With `extra["continue_final_message"]` the reply goes on inside the last message. `force_answer` closes a
         reasoning that reaches its limit and grants that many tokens for the answer, for which room is kept in the
         context. The tokens that close it are not sampled, and count as neither reasoning nor completion.
+        `response_format` and `tool_choice` hold what follows the reasoning to their form.
         """
-        _refuse_constraints(params)
         tools = () if params.tool_choice == "none" else params.tools
         prompt = self._prompt(messages, params, tools)
         reply = _ChatReply(self._tokenizer, prompt, tools)
         sampling = _sampling(params)
+        constraint = self._constraint(params, reply)
         room = self._engine.context - len(prompt)
         wanted = min(params.max_tokens or room, room)
         closing = self._tokenizer.encode(_CLOSE_REASONING)
         kept = len(closing) + params.force_answer if params.force_answer else 0
         if 0 < kept < room:
             sampling = replace(sampling, max_tokens=min(wanted, room - kept))
-        async with aclosing(self._stream(prompt, sampling, keep_state=kept > 0)) as pieces:
+        async with aclosing(self._stream(prompt, sampling, constraint, keep_state=kept > 0)) as pieces:
             async for piece in pieces:
                 yield reply.feed(piece)
         more = 0
@@ -131,7 +134,8 @@ class EmbeddedBackend:
         if more > 0:
             # A seed of its own: the same one would draw the first chances a second time.
             seed = None if params.seed is None else derived_seed(params.seed, 1)
-            async with aclosing(self._stream(reply.ids, replace(sampling, max_tokens=more, seed=seed))) as pieces:
+            sampling = replace(sampling, max_tokens=more, seed=seed)
+            async with aclosing(self._stream(reply.ids, sampling, reply.rest_of(constraint))) as pieces:
                 async for piece in pieces:
                     yield reply.feed(piece)
         yield reply.last()
@@ -194,6 +198,21 @@ class EmbeddedBackend:
         except ValueError as error:
             raise BackendError(str(error), status=400) from error
 
+    def _constraint(self, params: ChatParams, reply: _ChatReply) -> Constraint | None:
+        tokenizer = self._tokenizer
+        try:
+            grammar = reply_grammar(params.response_format, params.tools, params.tool_choice, tokenizer.control_tokens)
+        except ValueError as error:
+            raise BackendError(str(error), status=400) from error
+        if grammar is None:
+            return None
+        if reply.in_reasoning and tokenizer.think_close_id is None:
+            raise BackendError(
+                "the model ends its reasoning with no token of its own, so no form can follow", status=400
+            )
+        opens = tokenizer.think_open_id if params.enable_thinking else None
+        return Constraint(grammar, opens, tokenizer.think_close_id, in_reasoning=reply.in_reasoning)
+
     async def _echo(self, ids: Sequence[int], top: int | None) -> Delta:
         """A prompt as the beginning of its completion; nothing predicts its first token."""
         text = self._tokenizer.decode(ids)
@@ -206,10 +225,18 @@ class EmbeddedBackend:
         return Delta(content=text, content_ids=tuple(ids), logprobs=logprobs)
 
     async def _stream(
-        self, prompt_ids: Sequence[int], sampling: SamplingParams, *, keep_state: bool = False
+        self,
+        prompt_ids: Sequence[int],
+        sampling: SamplingParams,
+        constraint: Constraint | None = None,
+        *,
+        keep_state: bool = False,
     ) -> AsyncGenerator[Piece]:
         with _errors_of_the_engine():
-            async with aclosing(self._engine.stream(prompt_ids, sampling, keep_state=keep_state)) as pieces:
+            # In a thread, since a large grammar takes a while to be read.
+            matcher = None if constraint is None else await asyncio.to_thread(self._engine.matcher, constraint)
+            stream = self._engine.stream(prompt_ids, sampling, keep_state=keep_state, matcher=matcher)
+            async with aclosing(stream) as pieces:
                 async for piece in pieces:
                     yield piece
 
@@ -238,6 +265,7 @@ class _ChatReply:
         self.ids = list(prompt)
         """Prompt and reply, the tokens that closed a reasoning included."""
         self.finish_reason: str | None = None
+        self._prompt_length = len(prompt)
         self._tokenizer = tokenizer
         self._splitter = ReasoningSplitter.after_prompt(
             tokenizer.decode(prompt), open_id=tokenizer.think_open_id, close_id=tokenizer.think_close_id
@@ -252,6 +280,15 @@ class _ChatReply:
     @property
     def in_reasoning(self) -> bool:
         return self._splitter.in_reasoning
+
+    def rest_of(self, constraint: Constraint | None) -> Constraint | None:
+        """What holds for the rest of the reply, which goes on outside its reasoning."""
+        if constraint is None:
+            return None
+        written = self.ids[self._prompt_length :]
+        if constraint.closes in written:
+            written = written[len(written) - written[::-1].index(constraint.closes) :]
+        return replace(constraint, opens=None, in_reasoning=False, begun=tuple(written))
 
     def feed(self, piece: Piece) -> Delta:
         """The part of the reply that can be shown now."""
@@ -304,21 +341,6 @@ class _ChatReply:
             tool_calls=tuple(calls),
             reasoning_ids=tuple(ids["reasoning"]),
             content_ids=tuple(ids["content"]),
-        )
-
-
-def _refuse_constraints(params: ChatParams) -> None:
-    """Raises BackendError for what would need constrained decoding, rather than ignore it."""
-    if params.tool_choice not in (None, "auto", "none"):
-        raise BackendError(
-            f"tool_choice is {params.tool_choice!r}; the embedded engine knows 'auto' and 'none'", status=400
-        )
-    kind = (params.response_format or {}).get("type", "text")
-    if kind != "text":
-        raise BackendError(
-            f"response_format is {kind!r}; the embedded engine cannot constrain a reply, ask for the form in the "
-            "prompt instead",
-            status=400,
         )
 
 

@@ -26,6 +26,11 @@ class ToolSchemas:
         return {name: typed_value(text, properties.get(name, {}), root) for name, text in arguments.items()}
 
 
+def declared_types(schema: Schema, root: Schema) -> set[str]:
+    """The JSON types that `schema` allows, or those of what it refers to or offers; none where it says none."""
+    return {name for option in _alternatives(schema, root) for name in _types_of(option)}
+
+
 def typed_value(text: str, schema: Schema, root: Schema | None = None) -> Any:
     """`text` as the JSON value that `schema` allows, else as it is; `root` resolves `$ref`.
 
@@ -36,7 +41,7 @@ def typed_value(text: str, schema: Schema, root: Schema | None = None) -> Any:
         for member in option.get("enum", [option["const"]] if "const" in option else []):
             if text == member or (not isinstance(member, str) and text == json.dumps(member, ensure_ascii=False)):
                 return member
-    types = {name for option in options for name in _declared_types(option)}
+    types = {name for option in options for name in _types_of(option)}
     for name, read in _READERS:
         if name in types:
             try:
@@ -71,7 +76,7 @@ def _referred_to(reference: Any, root: Schema) -> Any:
     return target
 
 
-def _declared_types(schema: Schema) -> list[str]:
+def _types_of(schema: Schema) -> list[str]:
     declared = schema.get("type")
     if isinstance(declared, str):
         return [declared]

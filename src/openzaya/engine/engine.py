@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from openzaya.chat.tokenizer import Tokenizer
+from openzaya.engine.constraint import Constraint, Grammars, Matcher
 from openzaya.engine.params import SamplingParams
 from openzaya.engine.sampling import TokenLogprobs, derived_seed
 from openzaya.engine.scheduler import Generation, Scheduler, slots_for
@@ -101,6 +102,8 @@ class Engine:
         self._schedule = _Schedule(served, parse_bytes(memory), max_batch, prefill_chunk)
         self._random = random.Random(seed)
         self._random_lock = threading.Lock()
+        self._grammars: Grammars | None = None
+        self._grammars_lock = threading.Lock()
         self._end_ids = frozenset(tokenizer.eos_ids if tokenizer and tokenizer.eos_ids else self.config.eos_token_ids)
         self._mailboxes = Mailboxes()
         self._worker = Worker(
@@ -158,24 +161,32 @@ class Engine:
         n: int = 1,
         on_piece: Listener | None = None,
         keep_state: bool = False,
+        matcher: Matcher | None = None,
     ) -> Request:
         """Begin to answer one prompt `n` times; returns at once.
 
         `on_piece` is called on the engine's thread with every token and must be quick; with it text is decoded as it
         grows. With `keep_state` the state is kept at the end (while memory lasts), so that a further prompt that
-        continues prompt and reply is not computed again. Sample 0 has the seed of `params` itself. Raises ValueError
-        for a prompt or a parameter that can never work.
+        continues prompt and reply is not computed again. `matcher` holds the replies to a form. Sample 0 has the seed
+        of `params` itself. Raises ValueError for a prompt or a parameter that can never work.
         """
-        replies = self._replies(prompt_ids, params or SamplingParams(), n, listener=on_piece, keep_state=keep_state)
+        replies = self._replies(
+            prompt_ids, params or SamplingParams(), n, listener=on_piece, keep_state=keep_state, matcher=matcher
+        )
         self._worker.add(replies)
         return Request(self._worker, replies)
 
     async def stream(
-        self, prompt_ids: Sequence[int], params: SamplingParams | None = None, *, keep_state: bool = False
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        keep_state: bool = False,
+        matcher: Matcher | None = None,
     ) -> AsyncGenerator[Piece]:
         """Pieces of one reply as they come, the last with its `output`; closing the iterator cancels the reply.
 
-        `keep_state` and errors are those of `submit`.
+        `keep_state`, `matcher` and errors are those of `submit`.
         """
         mailbox, reader = self._mailboxes.of(asyncio.get_running_loop()), PieceReader()
         (reply,) = self._replies(
@@ -184,6 +195,7 @@ class Engine:
             1,
             listener=lambda piece: mailbox.post(reader, piece),
             keep_state=keep_state,
+            matcher=matcher,
         )
 
         def post_failure(done: Future[Output]) -> None:
@@ -198,6 +210,18 @@ class Engine:
         finally:
             if not reply.done.done():
                 self._worker.cancel([reply])
+
+    def matcher(self, constraint: Constraint) -> Matcher:
+        """What holds a reply to a grammar. The first one for an engine takes a moment, a second in a large vocabulary.
+
+        Raises ValueError for a grammar that cannot be held to, without a tokenizer, and without llguidance.
+        """
+        if self.tokenizer is None:
+            raise ValueError("grammars need a tokenizer; give Engine one")
+        with self._grammars_lock:
+            if self._grammars is None:
+                self._grammars = Grammars(self.tokenizer, self.config.vocab_size)
+        return self._grammars.matcher(constraint)
 
     async def score(self, prompt_ids: Sequence[int], top: int = 0) -> list[TokenLogprobs]:
         """Log probabilities of a prompt's own tokens after the first, each with the `top` likeliest ones at its place.
@@ -274,6 +298,7 @@ class Engine:
         *,
         listener: Listener | None = None,
         keep_state: bool = False,
+        matcher: Matcher | None = None,
     ) -> list[Reply]:
         if n < 1:
             raise ValueError(f"n is {n}; it must be at least 1")
@@ -292,6 +317,7 @@ class Engine:
                     limit=limit,
                     stop_ids=stop_ids,
                     keep_state=keep_state,
+                    matcher=matcher.copy() if matcher else None,
                 ),
                 ReplyText(self.tokenizer, params.stop) if self.tokenizer and (listener or params.stop) else None,
                 listener,

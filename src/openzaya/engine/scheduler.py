@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openzaya.engine.constraint import Matcher
 from openzaya.engine.executor import Executor, PromptChunk, StepBatch
 from openzaya.engine.params import SamplingParams
 from openzaya.engine.prefixes import Job, Node, Prefix, PrefixTree
@@ -48,6 +49,8 @@ class Generation:
     stop_ids: frozenset[int] = frozenset()
     keep_state: bool = False
     """Keep the state at the end as a prefix, so that a longer prompt can go on from there."""
+    matcher: Matcher | None = None
+    """What holds the reply to a form."""
     generated: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     cached_tokens: int = 0
@@ -59,6 +62,14 @@ class Generation:
     """The tokens to compute before the next one can be sampled: the prompt, after a preemption also the reply."""
     node: Node | None = None
     """Where it waits for the state after `key`."""
+
+    def may_go_on_after(self, token: int) -> bool:
+        """Whether limit and form leave room after its newest token."""
+        if self.matcher is not None:
+            self.matcher.accept(token)
+            if self.matcher.failed:
+                return False
+        return len(self.generated) < self.limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +191,12 @@ class Scheduler:
         if not generations:
             return []
         assert logits is not None
-        params = [generation.params for generation in generations]
-        seeds = np.array([generation.seed for generation in generations], dtype=np.uint64)
-        places = np.array([len(generation.generated) for generation in generations], dtype=np.int64)
-        tokens = self.executor.sample(logits, params, seeds, places)
+        tokens = self._sample(generations, logits)
+        held = [(row, g.matcher) for row, g in enumerate(generations) if g.matcher is not None and g.matcher.holds]
+        if held:
+            rows = [row for row, _ in held]
+            narrowed = torch.stack([matcher.narrowed(logits[row]) for row, matcher in held])
+            tokens[rows] = self._sample([generations[row] for row in rows], narrowed)
         self._record_logprobs(generations, logits, tokens)
         emissions = []
         for generation, token in zip(generations, tokens.tolist()):
@@ -191,11 +204,17 @@ class Scheduler:
             emissions.append(Emission(generation, token))
             if token in generation.stop_ids:
                 generation.finish_reason = "stop"
-            elif len(generation.generated) >= generation.limit:
+            elif not generation.may_go_on_after(token):
                 generation.finish_reason = "length"
             if generation.finish_reason is not None:
                 self._leave(generation)
         return emissions
+
+    def _sample(self, generations: Sequence[Generation], logits: Tensor) -> np.ndarray:
+        params = [generation.params for generation in generations]
+        seeds = np.array([generation.seed for generation in generations], dtype=np.uint64)
+        places = np.array([len(generation.generated) for generation in generations], dtype=np.int64)
+        return self.executor.sample(logits, params, seeds, places)
 
     def _record_logprobs(self, generations: Sequence[Generation], logits: Tensor, tokens: np.ndarray) -> None:
         rows = [row for row, generation in enumerate(generations) if generation.params.logprobs is not None]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from openzaya.backends.protocol import Capabilities, ChatParams
+from openzaya.chat.grammar import check_grammar, reply_grammar
 from openzaya.mrsa import FinalRequest, MrsaConfig, make_config
 from openzaya.mrsa.draws import derive_seed
 from openzaya.serve.chat_request import ChatRequest, RsaFields
@@ -210,18 +211,13 @@ def _refuse_constraints(request: ChatRequest, capabilities: Capabilities) -> Non
     """The embedded engine would refuse these at the final call, after all the rounds."""
     if not capabilities.local:
         return
-    kind = (request.response_format or {}).get("type", "text")
-    if kind != "text":
-        raise refused(
-            f"response_format is {kind!r}, and the model in this process cannot be constrained; ask for it in the "
-            "prompt, or use a server with --backend",
-            param="response_format",
-        )
-    if request.tools and request.tool_choice not in (None, "auto", "none"):
-        raise refused(
-            f"tool_choice is {request.tool_choice!r}; the model in this process knows 'auto' and 'none'",
-            param="tool_choice",
-        )
+    param = "tool_choice" if request.tool_choice not in (None, "auto", "none") else "response_format"
+    try:
+        grammar = reply_grammar(request.response_format, request.tools or (), request.tool_choice)
+        if grammar is not None:
+            check_grammar(grammar)
+    except ValueError as error:
+        raise refused(str(error), param=param) from error
 
 
 def _refuse_logprobs(request: ChatRequest) -> None:
