@@ -6,6 +6,7 @@ The grammars are in llguidance's dialect of Lark. The form of calls is that of `
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -50,8 +51,9 @@ def check_grammar(grammar: str) -> None:
         ) from error
     failed, messages = LLMatcher.validate_grammar_with_warnings(LLMatcher.grammar_from_lark(grammar))
     if failed:
-        reason = " ".join(" ".join(messages).split())[:300]
-        raise ValueError(f"a reply cannot be held to this form: {reason}")
+        # Behind its reason the message lists the grammar, which whoever sent a schema has never seen.
+        reason = " ".join(re.split(r"\n\s*1 \| ", messages[0], maxsplit=1)[0].split())
+        raise ValueError(f"a reply cannot be held to this form: {re.sub(r'^at \d+\(\d+\): ', '', reason)}")
 
 
 def _form(response_format: Mapping[str, Any] | None) -> str | None:
