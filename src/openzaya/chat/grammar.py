@@ -53,7 +53,7 @@ def check_grammar(grammar: str) -> None:
     if failed:
         # Behind its reason the message lists the grammar, which whoever sent a schema has never seen.
         reason = " ".join(re.split(r"\n\s*1 \| ", messages[0], maxsplit=1)[0].split())
-        raise ValueError(f"a reply cannot be held to this form: {re.sub(r'^at \d+\(\d+\): ', '', reason)}")
+        raise ValueError("a reply cannot be held to this form: " + re.sub(r"^at \d+\(\d+\): ", "", reason))
 
 
 def _form(response_format: Mapping[str, Any] | None) -> str | None:
