@@ -141,12 +141,12 @@ def test_commands_act_on_the_conversation() -> None:
 
 
 def read_until(terminal: int, wanted: str, seconds: float = 90.0) -> str:
-    """What a terminal shows up to and with `wanted`."""
+    """What a terminal shows up to and with `wanted`, and nothing of what comes behind it."""
     shown, end = b"", time.monotonic() + seconds
     while wanted.encode() not in shown:
         assert time.monotonic() < end, f"{wanted!r} did not come; the terminal shows {shown!r}"
         if select.select([terminal], [], [], 0.2)[0]:
-            shown += os.read(terminal, 65536)
+            shown += os.read(terminal, 1)
     return shown.decode()
 
 
