@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -229,6 +230,24 @@ def test_cancelling_a_task_reaches_every_open_request_and_frees_its_place() -> N
             return (await ask_once(backend)).content
 
         assert run_with([server.url], cancel_all, concurrency=stalls) == "4"
+
+
+def test_requests_cancelled_at_any_moment_leave_no_connection_open() -> None:
+    with FakeServer(lambda request: Reply(content="so " * 40, delay=0.001)) as server:
+
+        async def use(backend: OpenAIBackend) -> None:
+            await ask_once(backend)
+            moments = random.Random(0)
+            for _ in range(6):
+                tasks = [asyncio.ensure_future(ask_once(backend)) for _ in range(40)]
+                for task in moments.sample(tasks, 30):
+                    await asyncio.sleep(moments.uniform(0, 0.004))
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.to_thread(server.wait_until, lambda seen: seen.connections == 0, 30)
+            assert (await ask_once(backend)).content.startswith("so so")
+
+        run_with([server.url], use, concurrency=64)
 
 
 def test_cancelling_while_waiting_to_retry_sends_nothing_more() -> None:

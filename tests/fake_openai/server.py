@@ -74,6 +74,8 @@ class FakeServer:
         self.most_at_once = 0
         """The largest number of completions that were open at the same time."""
         self.port = port
+        self.connections = 0
+        """That are open now, busy or idle."""
         self._open = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="fake-openai", daemon=True)
@@ -127,9 +129,11 @@ class FakeServer:
             task = asyncio.current_task()
             assert task is not None
             tasks.add(task)
+            self.connections += 1
             try:
                 await self._connection(reader, writer)
             finally:
+                self.connections -= 1
                 tasks.discard(task)
                 writer.close()
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import httpx
@@ -38,9 +39,18 @@ class Timeouts:
                 raise ValueError(f"the {name} timeout is {value} s; it must be above 0")
 
 
+_KEPT = 64
+"""Idle connections that are kept to a server."""
+
+
 class Transport:
-    """One HTTP client for all servers of a backend. It verifies certificates and follows no redirect, so a key
-    reaches only the hosts that were named."""
+    """HTTP to all servers of a backend. It verifies certificates and follows no redirect, so a key reaches only the
+    hosts that were named.
+
+    Every exchange has a client, and so a connection, of its own. One that ends well is kept for the next; one that is
+    cut off is closed as a whole, because a pool that requests share keeps connections for ever whose request was
+    cancelled at the wrong moment (httpx 0.28 with httpcore 1.0).
+    """
 
     def __init__(
         self,
@@ -53,14 +63,17 @@ class Transport:
         self._api_key = api_key
         self._api_key_env = api_key_env
         self._timeouts = timeouts
-        self._client = httpx.AsyncClient(
+        self._new_client = partial(
+            httpx.AsyncClient,
             transport=transport,
             verify=_verifying_context(),
             follow_redirects=False,
             # Compressed events would wait for a full block, and a small body could unpack into a huge one.
             headers={"Accept-Encoding": "identity"},
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1),
         )
+        self._idle: dict[str, list[httpx.AsyncClient]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
 
     async def get_json(self, address: Address, url: str) -> Any:
         """The JSON at a URL; raises UpstreamFailure."""
@@ -93,7 +106,11 @@ class Transport:
 
     async def aclose(self) -> None:
         """Close every connection."""
-        await self._client.aclose()
+        for clients in self._idle.values():
+            while clients:
+                self._close(clients.pop())
+        while self._closing:
+            await asyncio.wait(self._closing)
 
     def _parsed(self, url: str, reader: EventReader, data: bytes) -> list[Event]:
         try:
@@ -118,14 +135,36 @@ class Transport:
         """An answer with a 2xx status; every failure of HTTP inside the block becomes an UpstreamFailure."""
         timeout = httpx.Timeout(silence, connect=self._timeouts.connect, pool=None)
         try:
-            async with self._client.stream(
-                method, url, json=body, headers=self._headers(address), timeout=timeout
-            ) as response:
+            async with (
+                self._connection(address) as client,
+                client.stream(method, url, json=body, headers=self._headers(address), timeout=timeout) as response,
+            ):
                 if not response.is_success:
                     raise await self._status_failure(response, url)
                 yield response
         except httpx.HTTPError as error:
             raise self._http_failure(error, url, silence) from None
+
+    @asynccontextmanager
+    async def _connection(self, address: Address) -> AsyncIterator[httpx.AsyncClient]:
+        """A client for one exchange."""
+        idle = self._idle.setdefault(address.api, [])
+        client = idle.pop() if idle else self._new_client()
+        try:
+            yield client
+        except BaseException:
+            self._close(client)
+            raise
+        if len(idle) < _KEPT:
+            idle.append(client)
+        else:
+            self._close(client)
+
+    def _close(self, client: httpx.AsyncClient) -> None:
+        """Close a client in a task of its own, which no cancellation of the exchange interrupts."""
+        task = asyncio.get_running_loop().create_task(client.aclose())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     def _headers(self, address: Address) -> dict[str, str]:
         if self._api_key:
