@@ -12,7 +12,9 @@ import pytest
 from service_under_test import QUESTION, is_final, talk
 
 from fake_openai import Failure, FakeServer, Reply, Request
+from openzaya.mrsa.journal import JsonLinesSink
 from openzaya.serve.keys import hashed
+from openzaya.serve.run_feed import RunFeed
 
 FOUND = Reply(reasoning="six sevens", content="It is \\boxed{42}.")
 
@@ -246,6 +248,19 @@ def test_the_next_service_goes_on_with_runs_and_reopens_those_that_had_ended(tmp
     assert kept(left)[-1]["text"] == FOUND.content
     assert asked_again == 1
     assert kept(rest) == kept(left)[3:]
+
+
+def test_a_watcher_gets_the_end_that_comes_while_it_is_sent_what_was_before(tmp_path: Path) -> None:
+    async def watch() -> list[str]:
+        feed = RunFeed(JsonLinesSink(tmp_path / "run.jsonl"))
+        feed._records.append({"kind": "header"})
+        told = []
+        async for _, record in feed.watch():
+            told.append(record["kind"])
+            feed.close({"kind": "end"})
+        return told
+
+    assert asyncio.run(watch()) == ["header", "end"]
 
 
 def test_a_run_that_the_next_service_cannot_go_on_with_says_why(tmp_path: Path) -> None:

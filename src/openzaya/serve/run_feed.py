@@ -95,9 +95,10 @@ class RunFeed:
         before: Any = None
         while True:
             changed = self._changed
-            for record in self._records[seen:]:
+            # What comes while a record is being sent is told too, before the watcher may leave.
+            while seen < len(self._records):
                 seen += 1
-                yield seen, record
+                yield seen, self._records[seen - 1]
             if self._closed:
                 return
             now = self._now(said)
