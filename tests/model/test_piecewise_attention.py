@@ -34,11 +34,14 @@ def gradients(output: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return torch.autograd.grad(output, inputs, upstream.to(output.dtype))
 
 
+@pytest.mark.parametrize("kept", [0, 10**9], ids=["computed again", "kept"])
+@pytest.mark.parametrize("spare", [0, 10], ids=["row by row", "rows together"])
 @pytest.mark.parametrize("packed", [False, True], ids=["one document a row", "packed"])
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_values_and_gradients_are_those_of_the_fused_attention(heads, packed, dtype, monkeypatch):
-    monkeypatch.setattr(piecewise, "PIECE", 8)
+def test_values_and_gradients_are_those_of_the_fused_attention(heads, packed, dtype, spare, kept, monkeypatch):
+    for name, value in (("PIECE", 8), ("SPARE", spare), ("KEPT", kept)):
+        monkeypatch.setattr(piecewise, name, value)
     length = 37
     exact = drawn(heads[0], length, 0), drawn(heads[1], length, 1), drawn(heads[1], length, 2)
     mask = documents(length) if packed else None
@@ -55,8 +58,10 @@ def test_values_and_gradients_are_those_of_the_fused_attention(heads, packed, dt
 
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 @pytest.mark.parametrize("piece", [1, 4, 7, 64])
-def test_pieces_see_what_any_mask_says_be_it_a_window_or_keys_of_other_ranks(heads, piece, monkeypatch):
+@pytest.mark.parametrize("spare", [0, 12, 50])
+def test_pieces_see_what_any_mask_says_be_it_a_window_or_keys_of_other_ranks(heads, piece, spare, monkeypatch):
     monkeypatch.setattr(piecewise, "PIECE", piece)
+    monkeypatch.setattr(piecewise, "SPARE", spare)
     length, keys = 20, 50
     inputs = drawn(heads[0], length, 3), drawn(heads[1], keys, 4), drawn(heads[1], keys, 5)
     places, all_places = torch.arange(length)[:, None] + torch.tensor([0, 11, 30])[:, None, None], torch.arange(keys)
@@ -70,8 +75,9 @@ def test_pieces_see_what_any_mask_says_be_it_a_window_or_keys_of_other_ranks(hea
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
-def test_a_piece_reads_no_key_that_none_of_its_queries_sees(monkeypatch):
+def test_a_piece_of_one_row_reads_no_key_that_none_of_its_queries_sees(monkeypatch):
     monkeypatch.setattr(piecewise, "PIECE", 10)
+    monkeypatch.setattr(piecewise, "SPARE", 0)
     inputs = drawn(2, 40, 7), drawn(1, 40, 8), drawn(1, 40, 9)
     mask = documents(40)
     with torch.no_grad():

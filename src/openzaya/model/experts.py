@@ -34,7 +34,7 @@ class Experts(nn.Module):
         # Skipped tokens ride along with the last expert at weight 0, so that no shape depends on the routing.
         order_T = torch.argsort(chosen_T, stable=True)
         tokens_E = count(chosen_T.clamp_max(experts - 1), experts)
-        gate, up = self.expand(x_TD[order_T], tokens_E).chunk(2, dim=-1)
+        gate, up = self.expand(x_TD.index_select(0, order_T), tokens_E).chunk(2, dim=-1)
         sorted_TD = self.contract(F.silu(gate) * up, tokens_E)
         output_TD = torch.empty_like(sorted_TD).index_copy(0, order_T, sorted_TD)
         output_TD = output_TD * weight_T.masked_fill(skipped_T, 0)[:, None]
