@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
+import torch
 from hypothesis import settings
+
+# Read when Triton is imported, which any library may do: without a GPU kernels are interpreted.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # A deadline an example measures how busy the machine is, not whether the code is right.
 settings.register_profile("openzaya", deadline=None)

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 import torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    # Read when Triton is imported, which is now.
-    os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton")
 
 from engine_models import SHAPES  # noqa: E402
@@ -19,6 +14,8 @@ from openzaya.engine.paged_kernel import LEAST_PAGES, PARTS, paged_attention  # 
 from openzaya.engine.state import PAGE, StatePool, pages_for  # noqa: E402
 from openzaya.engine.static_step import StaticView  # noqa: E402
 from triton_builds import shared_memory_of  # noqa: E402
+
+pytestmark = pytest.mark.slow  # about a minute in the interpreter
 
 HALF = torch.float16 if DEVICE == "cpu" else torch.bfloat16
 """Triton's interpreter multiplies the bits of bfloat16 as if they were integers, and float16 takes the same way."""

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import random
 
 import pytest
 import torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    # Read when Triton is imported, which is now.
-    os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton")
 
 from openzaya.model import cca_gradients, cca_kernel, kernels  # noqa: E402
@@ -22,6 +18,8 @@ from openzaya.model.numerics import HF, REPORT  # noqa: E402
 from openzaya.model.placement import Placement, place  # noqa: E402
 from openzaya.train.recompute import checkpoint_blocks  # noqa: E402
 from triton_builds import shared_memory_of  # noqa: E402
+
+pytestmark = pytest.mark.slow  # about a minute in the interpreter
 
 HALF = torch.float16 if DEVICE == "cpu" else torch.bfloat16
 """Triton's interpreter multiplies the bits of bfloat16 as if they were integers, and float16 takes the same way."""

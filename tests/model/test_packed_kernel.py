@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
@@ -12,13 +10,12 @@ from openzaya.model.quantised.packing import QuantisedMatrix, quantise
 from openzaya.model.quantised.scheme import SCHEMES, W4_GROUP_32, W4_GROUP_128, W8, Scheme
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    # Read when Triton is imported, which is now.
-    os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton")
 
 from openzaya.model.quantised.packed_kernel import kernel_product  # noqa: E402
 from triton_builds import shared_memory_of  # noqa: E402
+
+pytestmark = pytest.mark.slow  # about a minute in the interpreter
 
 HALF = torch.float16 if DEVICE == "cpu" else torch.bfloat16
 """Triton's interpreter multiplies the bits of bfloat16 as if they were integers, and float16 takes the same way."""

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    # Read when Triton is imported, which is now.
-    os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton")
 
 from openzaya.model import kernels, residual_kernel  # noqa: E402

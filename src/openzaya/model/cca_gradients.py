@@ -343,4 +343,5 @@ def _products(
     out_OC = products + (place * (PAST + 1) + back) * CHANNELS * CHANNELS
     out_OC = out_OC + channel_C[:, None] * CHANNELS + channel_C[None, :]
     tl.store(out_OC, product_OC, inside_C[:, None] & inside_C[None, :])
-    tl.store(sums + place * CHANNELS + channel_C, sum_O, inside_C & (back == 0))
+    if back == 0:
+        tl.store(sums + place * CHANNELS + channel_C, sum_O, inside_C)
