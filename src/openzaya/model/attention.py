@@ -244,8 +244,8 @@ def attend(q_BHSC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, mask_B1ST: Tensor | N
         # One query: fold its heads into the sequence, so that no key is copied for the heads of its group.
         folded = q_BHSC.reshape(batch, key_heads, heads // key_heads, channels)
         return F.scaled_dot_product_attention(folded, k_BKTC, v_BKTC, attn_mask=mask_B1ST).view_as(q_BHSC)
-    # The backward of torch 2.13's fused attention takes longer on a CPU in bfloat16 and under a mask.
-    slow = mask_B1ST is not None or q_BHSC.dtype == torch.bfloat16
+    # The backward of torch 2.13's fused attention takes longer on a CPU under a mask, and in bfloat16 for short rows.
+    slow = mask_B1ST is not None or (q_BHSC.dtype == torch.bfloat16 and k_BKTC.shape[2] <= 512)
     if q_BHSC.device.type == "cpu" and q_BHSC.requires_grad and slow:
         if mask_B1ST is None:
             mask_B1ST = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
