@@ -122,8 +122,9 @@ def test_a_token_budget_ends_with_code_4_and_the_best_answer_so_far(openzaya_pro
     def script(request: Request) -> Reply:
         return FOUND if request.index < 4 else Reply(reasoning="on and on " * 20, content="late")
 
+    # More than the first round's 80, so that its candidates are whole.
     with FakeServer(script) as server:
-        result = openzaya_program("solve", PROBLEM, "--backend", server.url, "--max-total-tokens", 60, *SMALL)
+        result = openzaya_program("solve", PROBLEM, "--backend", server.url, "--max-total-tokens", 100, *SMALL)
     assert (result.exit_code, result.stdout) == (4, "The answer is \\boxed{42}.\n")
     assert "the budget ended the run; the answer is the best so far" in result.stderr
 
