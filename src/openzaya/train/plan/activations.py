@@ -15,7 +15,7 @@ from openzaya.model.info import ITEM_BYTES
 from openzaya.model.numerics import numerics_profile
 
 _LENGTH = 1024
-"""Of the row that is counted: it grows in proportion, and on a CPU whole rows above 512 use fused attention."""
+"""Tokens of the row that is counted. What is kept grows in proportion, and from 513 on a CPU uses fused attention."""
 
 
 @dataclass(frozen=True, slots=True)
