@@ -20,6 +20,7 @@ import openzaya.train.muon as muon
 from openzaya.data.packing import Batch
 from openzaya.model.config import ZayaConfig
 from openzaya.model.decoder import ZayaForCausalLM
+from openzaya.model.router import Router
 from openzaya.train.balancing import AuxiliaryLoss, Balancer
 from openzaya.train.beginning import empty_model
 from openzaya.train.config import BalancingRecipe, OptimizerRecipe, PhaseRecipe, TrainConfig
@@ -149,12 +150,43 @@ def train_alone(shape: ZayaConfig, steps: int = 3, **changes: Any) -> Result:
     auxiliary = AuxiliaryLoss(model, weight) if config.balancing.method == "auxiliary" else None
     balancer = Balancer(model, config.optimizer.balancing_rate, config.balancing)
     learner = Learner(model.train(), optimizer, balancer, auxiliary, config.ablation)
+    margins = margins_of(model)
     learner.gradients(draw_batches(shape, 0))
     gradients = {name: p.grad.clone().numpy() for name, p in model.named_parameters() if p.grad is not None}
     optimizer.forget()
     learner.balancer.forget()
     figures = [learner.step(draw_batches(shape, step), 1.0) for step in range(steps)]
-    return result_of(learner, gradients, figures, learner.loss_of(draw_batches(shape, 99)))
+    result = result_of(learner, gradients, figures, learner.loss_of(draw_batches(shape, 99)))
+    return result | {"margin": min(margins)}
+
+
+def margins_of(model: ZayaForCausalLM) -> list[float]:
+    """Grows with each call of a router by how far the chosen class was ahead of the next one, at its nearest."""
+    margins: list[float] = []
+
+    def add(router: Router, scores_TE: Tensor) -> None:
+        best_T2 = (scores_TE.detach().float().softmax(dim=-1) + router.balancing_biases).topk(2).values
+        margins.append(float((best_T2[:, 0] - best_T2[:, 1]).min()))
+
+    for block in model.model.layers:
+        router = block.mlp.gate
+        router.router_mlp.register_forward_hook(lambda _module, _inputs, scores, router=router: add(router, scores))
+    return margins
+
+
+def train_alone_clearly(
+    seed: int, steps: int = 3, fixed: dict[str, Any] | None = None, **changes: Any
+) -> tuple[ZayaConfig, Result]:
+    """A shape that `seed` draws, with the oracle's result, in whose training no token is nearly between two classes.
+
+    Sums in another order would give such a token to another expert, and its loss would differ by far more than a sum.
+    """
+    for drawn in range(seed, seed + 2000, 100):
+        shape = draw_shape(drawn, **(fixed or {}))
+        result = train_alone(shape, steps, **changes)
+        if result["margin"] > 1e-4:
+            return shape, result
+    raise AssertionError(f"all of twenty shapes from seed {seed} on have tokens between two classes")
 
 
 def gradients_of(learner: ShardedLearner, batches: list[Batch]) -> dict[str, np.ndarray]:

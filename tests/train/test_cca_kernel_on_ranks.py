@@ -20,12 +20,13 @@ def test_two_ranks_with_kernels_take_the_steps_of_one_without(axis: str, monkeyp
     # Read when Triton is imported, so the ranks must not come from a process that has it.
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr("rank_pool._SERVER", multiprocessing.get_context("spawn"))
-    shape = training.draw_shape(3, cca_time0=2, cca_time1=2, num_hidden_layers=2, layer_types=(), sliding_window=None)
+    fixed = {"cca_time0": 2, "cca_time1": 2, "num_hidden_layers": 2, "layer_types": (), "sliding_window": None}
+    shape, expected = training.train_alone_clearly(3, steps=1, fixed=fixed, optimizer=NO_CLIP)
     degrees = Degrees(context=2) if axis == "context" else Degrees()
     with rank_pool(2) as two:
         (found, calls), _other = two(_train_with_kernels, shape, degrees)
     assert calls > 0
-    assert_equal_training(found, training.train_alone(shape, steps=1, optimizer=NO_CLIP))
+    assert_equal_training(found, expected)
 
 
 def _train_with_kernels(shape: training.ZayaConfig, degrees: Degrees) -> tuple[training.Result | None, int]:

@@ -62,10 +62,10 @@ FOUR = {
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("axis", TWO)
 def test_two_ranks_take_the_steps_of_one(axis: str, seed: int, two: RankPool) -> None:
-    shape = training.draw_shape(seed)
     changes = {"optimizer": NO_CLIP} if seed == 0 else {}
+    shape, expected = training.train_alone_clearly(seed, **changes)
     found, _other = two(_train, shape, TWO[axis], changes)
-    assert_equal_training(found, training.train_alone(shape, **changes))
+    assert_equal_training(found, expected)
 
 
 LORA = {"model": {"checkpoint": "tiny"}, "lora": {"rank": 3}}
@@ -97,24 +97,25 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_part_of_a_recipe_takes_the_same_steps_on_two_ranks(variant: str, two: RankPool) -> None:
     degrees, changes = VARIANTS[variant]
-    shape = training.draw_shape(10 + list(VARIANTS).index(variant))
+    shape, expected = training.train_alone_clearly(10 + list(VARIANTS).index(variant), **changes)
     found, _other = two(_train, shape, degrees, changes)
-    assert_equal_training(found, training.train_alone(shape, **changes))
+    assert_equal_training(found, expected)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("axes", FOUR)
 def test_four_ranks_take_the_steps_of_one(axes: str, four: RankPool) -> None:
-    shape = training.draw_shape(2 + list(FOUR).index(axes), cca_time0=2, cca_time1=2)
+    fixed = {"cca_time0": 2, "cca_time1": 2}
+    shape, expected = training.train_alone_clearly(2 + list(FOUR).index(axes), fixed=fixed)
     found, *_others = four(_train, shape, FOUR[axes], {})
-    assert_equal_training(found, training.train_alone(shape))
+    assert_equal_training(found, expected)
 
 
 def test_one_rank_takes_the_same_steps_without_a_process_group() -> None:
-    shape = training.draw_shape(0)
+    shape, expected = training.train_alone_clearly(0, steps=2)
     found = training.train_sharded(shape, Degrees(), steps=2)
     assert found is not None
-    assert_equal_training(found, training.train_alone(shape, steps=2))
+    assert_equal_training(found, expected)
 
 
 @pytest.mark.parametrize("kind", ["scratch", "linear routers", "checkpoint", "adapters in bfloat16"])
