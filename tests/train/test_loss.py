@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from openzaya.train.loss import linear_cross_entropy
+from openzaya.train.loss import chunk_tokens, linear_cross_entropy
 
 
 def draw(seed: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -25,10 +25,10 @@ def gradients(loss: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor,
 
 
 @pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("most_logits", [1, 300, 1 << 20])
-def test_loss_and_gradients_are_those_of_whole_logits_whatever_the_chunk(seed: int, most_logits: int) -> None:
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+def test_loss_and_gradients_are_those_of_whole_logits_whatever_the_chunk(seed: int, chunk: int) -> None:
     states, weight, targets = draw(seed)
-    fused = linear_cross_entropy(states, weight, targets, scale=0.3, most_logits=most_logits)
+    fused = linear_cross_entropy(states, weight, targets, scale=0.3, chunk=chunk)
     whole = F.cross_entropy(F.linear(states.double(), weight.double()), targets, reduction="sum") * 0.3
     torch.testing.assert_close(fused.double(), whole, rtol=1e-5, atol=1e-5)
     for ours, truth in zip(gradients(2 * fused, states, weight), gradients(2 * whole, states, weight), strict=True):
@@ -39,7 +39,7 @@ def test_loss_and_gradients_are_those_of_whole_logits_whatever_the_chunk(seed: i
 def test_in_bfloat16_chunks_stay_near_the_float64_truth_and_lifting_brings_them_nearer(lift: bool) -> None:
     states, weight, targets = draw(5, torch.bfloat16)
     truth = F.cross_entropy(F.linear(states.double(), weight.double()), targets, reduction="sum")
-    found = linear_cross_entropy(states, weight, targets, lift=lift, most_logits=200)
+    found = linear_cross_entropy(states, weight, targets, lift=lift, chunk=5)
     error = abs(found.item() - truth.item())
     assert error < truth.item() * (1e-6 if lift else 5e-3)
     for ours, exact in zip(gradients(found, states, weight), gradients(truth, states, weight), strict=True):
@@ -59,7 +59,7 @@ def test_one_chunk_gives_the_bits_of_torch() -> None:
 def test_without_gradients_the_loss_is_the_same() -> None:
     states, weight, targets = draw(8)
     with torch.no_grad():
-        plain = linear_cross_entropy(states, weight, targets, scale=0.5, most_logits=100)
+        plain = linear_cross_entropy(states, weight, targets, scale=0.5, chunk=3)
     torch.testing.assert_close(plain, linear_cross_entropy(states, weight, targets, scale=0.5).detach())
 
 
@@ -91,8 +91,14 @@ def test_no_tensor_as_large_as_the_logits_ever_exists_forward_or_backward() -> N
     states, weight = torch.randn(400, 8, requires_grad=True), torch.randn(500, 8, requires_grad=True)
     targets = torch.randint(0, 500, (400,))
     with Largest() as fused:
-        linear_cross_entropy(states, weight, targets, most_logits=5_000).backward()
+        linear_cross_entropy(states, weight, targets, chunk=10).backward()
     with Largest() as whole:
         F.cross_entropy(F.linear(states, weight), targets).backward()
     assert whole.elements == 400 * 500
     assert fused.elements <= 5_000
+
+
+def test_a_chunk_has_few_scores_on_a_processor_and_enough_tokens_for_any_vocabulary() -> None:
+    assert chunk_tokens(512, "cpu") * 512 == 1 << 21
+    assert chunk_tokens(262_272, "cpu") == 256
+    assert 512 < chunk_tokens(262_272, "cuda") <= 1_024

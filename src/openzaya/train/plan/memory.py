@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 from openzaya.model.config import ZayaConfig
 from openzaya.model.info import ITEM_BYTES
-from openzaya.train.loss import MOST_LOGITS
+from openzaya.train.loss import chunk_tokens
 from openzaya.train.plan.activations import KeptBytes
 from openzaya.train.plan.layout import Layout
 from openzaya.train.plan.parameters import MASTER_BYTES, Parameters
@@ -65,11 +65,10 @@ def step_memory(
         masters=shard * MASTER_BYTES,
         moments=counts.moment_bytes / ranks,
         activations=tokens * kept.forward(config.num_hidden_layers, checkpointing=checkpointing),
-        logits=_logits(config, tokens, MOST_LOGITS.get(device, MOST_LOGITS["cuda"])),
+        logits=_logits(config, tokens, chunk_tokens(config.vocab_size, device)),
     )
 
 
-def _logits(config: ZayaConfig, tokens: int, most: int) -> float:
-    scores = tokens * config.vocab_size
-    head = config.vocab_size * config.hidden_size * MASTER_BYTES if scores > most else 0
-    return float(min(scores, most) * SCORE_BYTES + head)
+def _logits(config: ZayaConfig, tokens: int, chunk: int) -> float:
+    head = config.vocab_size * config.hidden_size * MASTER_BYTES if tokens > chunk else 0
+    return float(min(tokens, chunk) * config.vocab_size * SCORE_BYTES + head)
