@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,8 @@ _WARM_UP = 2
 """Steps before the first measurement."""
 _SLOWEST_TRIED = 3.0
 """A backend of transformers that takes longer for one row than so many times the fastest is not tried on all."""
+_TRIAL_ROUNDS = 3
+"""Visits to each backend; the choice is by the median, as the comparison is: its best step says little."""
 
 Backends = tuple[str, str]
 """Of the experts and of attention, by transformers' names."""
@@ -200,24 +203,27 @@ def _fastest(model: Any, ids: torch.Tensor) -> Case:
     of_a_row: dict[Backends, float] = {}
     for backends in product(kinds, ("sdpa", "eager")):
         try:
-            of_a_row[backends] = _seconds_in(model, backends, ids[:1], steps=1)
+            of_a_row[backends] = _seconds_in(model, backends, ids[:1])
         except Exception:
             continue  # a backend of other hardware, or of a package that is not here
     # One of them takes a minute for all rows. Which of the others is fastest depends on how many tokens an expert gets.
     limit = _SLOWEST_TRIED * min(of_a_row.values())
-    took = {backends: _seconds_in(model, backends, ids, steps=3) for backends, one in of_a_row.items() if one <= limit}
+    tried = [backends for backends, one in of_a_row.items() if one <= limit]
+    rounds = [[_seconds_in(model, backends, ids) for backends in tried] for _round in range(_TRIAL_ROUNDS)]
+    took = dict(zip(tried, map(median, zip(*rounds))))
     best = min(took, key=lambda backends: took[backends])
     model.set_experts_implementation(best[0])
     model.set_attn_implementation(best[1])
-    tried = {f"{experts}, {attention}": round(seconds, 4) for (experts, attention), seconds in took.items()}
-    return _peer(model, ids, {"experts": best[0], "attention": best[1], "seconds_by_backend": tried})
+    seconds = {f"{experts}, {attention}": round(one, 4) for (experts, attention), one in took.items()}
+    return _peer(model, ids, {"experts": best[0], "attention": best[1], "seconds_by_backend": seconds})
 
 
-def _seconds_in(model: Any, backends: Backends, ids: torch.Tensor, steps: int) -> float:
-    """The fastest of some steps after one that warms up."""
+def _seconds_in(model: Any, backends: Backends, ids: torch.Tensor) -> float:
+    """A step after one that warms up."""
     model.set_experts_implementation(backends[0])
     model.set_attn_implementation(backends[1])
-    return min([seconds_of(lambda: _backward(model, ids)) for _step in range(1 + steps)][1:])
+    _backward(model, ids)
+    return seconds_of(lambda: _backward(model, ids))
 
 
 def _llama(settings: Settings) -> Any:
