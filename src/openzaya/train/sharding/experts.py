@@ -47,7 +47,7 @@ class _Travelling:
         dist.all_to_all_single(came_RL, sent_RL, group=self.group)
         send, receive = sent_RL.sum(dim=1).tolist(), came_RL.sum(dim=1).tolist()
         travelling = order_T[: sum(send)]
-        came_ND = self._compute(exchange(x_TD[travelling], send, receive, self.group), came_RL)
+        came_ND = self._compute(exchange(x_TD.index_select(0, travelling), send, receive, self.group), came_RL)
         back_TD = exchange(came_ND, receive, send, self.group)
         output_TD = back_TD.new_zeros(x_TD.shape[0], back_TD.shape[1]).index_copy(0, travelling, back_TD)
         output_TD = output_TD * weight_T.masked_fill(skipped_T, 0)[:, None]
@@ -60,6 +60,6 @@ class _Travelling:
         ranks, own = came_RL.shape
         expert_N = torch.arange(own, device=x_ND.device).repeat(ranks).repeat_interleave(came_RL.flatten())
         order_N, tokens_L = torch.argsort(expert_N, stable=True), came_RL.sum(dim=0)
-        gate, up = self.experts.expand(x_ND[order_N], tokens_L).chunk(2, dim=-1)
+        gate, up = self.experts.expand(x_ND.index_select(0, order_N), tokens_L).chunk(2, dim=-1)
         sorted_ND = self.experts.contract(F.silu(gate) * up, tokens_L)
         return torch.empty_like(sorted_ND).index_copy(0, order_N, sorted_ND)
